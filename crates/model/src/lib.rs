@@ -1,0 +1,21 @@
+//! The objects that every part of Atoll speaks of: names, ids, roles, clusters, service
+//! specifications, reason codes, and the manifest that compiles to them.
+//!
+//! This crate does no I/O (but for what a caller hands it as text) and knows no runtime.
+
+pub mod cluster;
+pub mod ids;
+pub mod kind;
+pub mod manifest;
+pub mod names;
+pub mod reason;
+pub mod roles;
+pub mod spec;
+
+pub use cluster::ClusterName;
+pub use ids::{InstanceId, ObjectId, RevisionId};
+pub use kind::{Kind, ScopeClass, Writer};
+pub use names::{AppName, NameError, NodeName, OrgName, RegionName, ServiceName, SiteName};
+pub use reason::{Hop, Reason};
+pub use roles::{Role, Roles};
+pub use spec::{Check, CheckKind, Protocol, Scale, ServiceSpec};

@@ -1,0 +1,97 @@
+//! Conversions between wire and model.
+
+use crate::record;
+use atoll_model::{Check, CheckKind, Protocol, ServiceSpec};
+
+/// A specification from the wire that this version does not understand.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// An unknown protocol.
+    #[error("unknown protocol `{0}`")]
+    Protocol(String),
+    /// An unknown kind of check.
+    #[error("unknown kind of check `{0}`")]
+    Check(String),
+    /// Nothing to run.
+    #[error("nothing to run")]
+    Run,
+}
+
+impl From<&ServiceSpec> for record::Spec {
+    fn from(spec: &ServiceSpec) -> Self {
+        Self {
+            run: spec.run.clone(),
+            working_dir: spec.working_dir.clone(),
+            env: spec.env.clone(),
+            labels: spec.labels.clone(),
+            protocol: match spec.protocol {
+                Protocol::Http => "http".to_owned(),
+            },
+            public: spec.public,
+            drain_ms: spec.drain_ms,
+            checks: spec.checks.iter().map(record::Check::from).collect(),
+        }
+    }
+}
+
+impl TryFrom<record::Spec> for ServiceSpec {
+    type Error = SpecError;
+    /// The regions are control's own and stay empty.
+    fn try_from(spec: record::Spec) -> Result<Self, SpecError> {
+        if spec.run.is_empty() {
+            return Err(SpecError::Run);
+        }
+        let protocol = match spec.protocol.as_str() {
+            "http" => Protocol::Http,
+            other => return Err(SpecError::Protocol(other.to_owned())),
+        };
+        Ok(Self {
+            run: spec.run,
+            working_dir: spec.working_dir,
+            env: spec.env,
+            labels: spec.labels,
+            protocol,
+            public: spec.public,
+            drain_ms: spec.drain_ms,
+            checks: spec.checks.into_iter().map(Check::try_from).collect::<Result<_, _>>()?,
+            regions: std::collections::BTreeMap::new(),
+        })
+    }
+}
+
+impl From<&Check> for record::Check {
+    fn from(check: &Check) -> Self {
+        let (kind, path) = match &check.kind {
+            CheckKind::Http { path } => ("http", path.clone()),
+            CheckKind::Tcp => ("tcp", String::new()),
+        };
+        Self {
+            kind: kind.to_owned(),
+            path,
+            every_ms: check.every_ms,
+            timeout_ms: check.timeout_ms,
+            grace_ms: check.grace_ms,
+            up: check.up,
+            down: check.down,
+        }
+    }
+}
+
+impl TryFrom<record::Check> for Check {
+    type Error = SpecError;
+    fn try_from(check: record::Check) -> Result<Self, SpecError> {
+        let kind = match check.kind.as_str() {
+            "http" => CheckKind::Http { path: check.path },
+            "tcp" => CheckKind::Tcp,
+            other => return Err(SpecError::Check(other.to_owned())),
+        };
+        Ok(Self {
+            kind,
+            every_ms: check.every_ms.max(10),
+            timeout_ms: check.timeout_ms.max(10),
+            grace_ms: check.grace_ms,
+            up: check.up.max(1),
+            down: check.down.max(1),
+        })
+    }
+}
