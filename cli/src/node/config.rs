@@ -1,0 +1,340 @@
+//! A node's configuration file: one TOML file, whose sections mirror the roles.
+//!
+//! A section that a role needs has defaults; a key that is not known is an error with its line.
+
+use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Unique in the trust domain.
+    pub name: NodeName,
+    /// Where it stands.
+    pub site: SiteName,
+    /// The site's region.
+    pub region: RegionName,
+    /// What it does.
+    pub roles: Roles,
+    /// Keys, certificates, known records, and what the roles keep. Made with mode 0700.
+    pub data_dir: PathBuf,
+    /// Degrees north; for maps and for the order of regions before anything is measured.
+    #[serde(default)]
+    pub latitude: f64,
+    /// Degrees east.
+    #[serde(default)]
+    pub longitude: f64,
+    /// How it comes into the mesh. Not needed by a control node that holds the CA.
+    #[serde(default)]
+    pub join: JoinConfig,
+    /// Gossip.
+    #[serde(default)]
+    pub gossip: GossipConfig,
+    /// Admin listener.
+    #[serde(default)]
+    pub admin: AdminConfig,
+    /// The role edge.
+    #[serde(default)]
+    pub edge: EdgeConfig,
+    /// The role gateway.
+    #[serde(default)]
+    pub gateway: GatewayConfig,
+    /// The role host.
+    #[serde(default)]
+    pub host: HostConfig,
+    /// The role control.
+    #[serde(default)]
+    pub control: ControlConfig,
+    /// How long SIGTERM lets work finish, ms.
+    #[serde(default = "drain_ms")]
+    pub drain_ms: u64,
+}
+
+fn drain_ms() -> u64 {
+    30_000
+}
+
+/// `[join]`
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JoinConfig {
+    /// Node-plane addresses of control nodes.
+    pub control: Vec<SocketAddr>,
+    /// File that holds the single-use token. Read only while the node has no identity.
+    pub token_file: Option<PathBuf>,
+}
+
+/// `[gossip]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GossipConfig {
+    /// UDP address. Port 0: the port used last if free, else any.
+    pub listen: SocketAddr,
+    /// Gossip addresses to begin with: control nodes, most often.
+    pub seeds: Vec<SocketAddr>,
+    /// Time between two exchanges, ms.
+    pub interval_ms: u64,
+}
+
+impl Default for GossipConfig {
+    fn default() -> Self {
+        Self { listen: loopback(), seeds: Vec::new(), interval_ms: 200 }
+    }
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Loopback TCP address for `/livez`, `/readyz` and `/metrics`. The unix socket is `DATA_DIR/admin.sock`.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: loopback() }
+    }
+}
+
+/// `[edge]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeConfig {
+    /// Plain HTTP, which redirects.
+    pub http: Vec<SocketAddr>,
+    /// HTTPS over TCP.
+    pub https: Vec<SocketAddr>,
+    /// The port that redirects name; 0 means the port of the first `https` address.
+    pub public_https_port: u16,
+    /// Data-path workers; 0 means one for each core, at most 4.
+    pub workers: usize,
+    /// Access log: a file, or nothing for none.
+    pub access_log: Option<PathBuf>,
+    /// Simulated round-trip time to each region's gateways, ms (`atoll dev --wan`).
+    pub wan: BTreeMap<RegionName, u64>,
+    /// Most requests at a time.
+    pub requests_max: usize,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            https: Vec::new(),
+            public_https_port: 0,
+            workers: 0,
+            access_log: None,
+            wan: BTreeMap::new(),
+            requests_max: 20_000,
+        }
+    }
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Where tunnels come in (TCP). Port 0: the port used last if free, else any.
+    pub listen: SocketAddr,
+    /// The address that others reach it at, if not `listen`.
+    pub advertise: Option<SocketAddr>,
+    /// Data-path workers; 0 means one for each core, at most 4.
+    pub workers: usize,
+    /// Most requests at a time.
+    pub requests_max: usize,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self { listen: loopback(), advertise: None, workers: 0, requests_max: 20_000 }
+    }
+}
+
+/// `[host]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostConfig {
+    /// Address on which sidecars take connections from gateways.
+    pub sidecar_address: std::net::IpAddr,
+    /// Stop instances and sidecars when the node stops, instead of leaving them to its next start.
+    pub stop_instances_on_exit: bool,
+    /// Time between SIGTERM and SIGKILL, ms.
+    pub stop_grace_ms: u64,
+}
+
+impl Default for HostConfig {
+    fn default() -> Self {
+        Self {
+            sidecar_address: std::net::Ipv4Addr::LOCALHOST.into(),
+            stop_instances_on_exit: false,
+            stop_grace_ms: 5_000,
+        }
+    }
+}
+
+/// `[control]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlConfig {
+    /// The API. Plain HTTP on loopback, HTTPS elsewhere.
+    pub api: SocketAddr,
+    /// The node plane (gRPC over mutual TLS).
+    pub node_plane: SocketAddr,
+    /// Apps answer at `<app>.<zone>`.
+    pub zone: String,
+    /// Shown in URLs; 443 is left out.
+    pub public_https_port: u16,
+    /// Name under which identities are issued. Fixed at the first start.
+    pub trust_domain: String,
+    /// Regions that apps may name.
+    pub regions: Vec<RegionName>,
+    /// Where the public test CA's certificate is written; public certificates come from it.
+    pub public_test_ca: Option<PathBuf>,
+    /// Life of a node's certificate, s.
+    pub node_certificate_s: u64,
+    /// Life of a workload's certificate, s.
+    pub workload_certificate_s: u64,
+    /// After this long without a host, its instances are placed elsewhere, ms.
+    pub host_lost_after_ms: u64,
+    /// A deploy whose instances are not healthy by then has failed, ms.
+    pub deploy_timeout_ms: u64,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self {
+            api: loopback(),
+            node_plane: loopback(),
+            zone: "localhost".to_owned(),
+            public_https_port: 443,
+            trust_domain: "atoll.internal".to_owned(),
+            regions: Vec::new(),
+            public_test_ca: None,
+            node_certificate_s: 7 * 24 * 3600,
+            workload_certificate_s: 48 * 3600,
+            host_lost_after_ms: 30_000,
+            deploy_timeout_ms: 60_000,
+        }
+    }
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, or a wrong key or value; the message has the line.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A rule across keys is broken.
+    #[error("{path}: {message}")]
+    Rule {
+        /// The file.
+        path: PathBuf,
+        /// What, and what to do.
+        message: String,
+    },
+}
+
+impl NodeConfig {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|cause| ConfigError::Parse { path: path.to_owned(), message: cause.to_string() })?;
+        config.check().map_err(|message| ConfigError::Rule { path: path.to_owned(), message })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.roles.is_empty() {
+            return Err("`roles` is empty: name at least one of edge, gateway, host, control".to_owned());
+        }
+        if self.roles.has(Role::Edge) && self.edge.https.is_empty() {
+            return Err("`edge.https` is empty: an edge needs an address to serve HTTPS on".to_owned());
+        }
+        if !self.roles.has(Role::Control) && self.join.control.is_empty() {
+            return Err("`join.control` is empty: name the node-plane address of a control node".to_owned());
+        }
+        if !self.admin.listen.ip().is_loopback() {
+            return Err("`admin.listen` must be a loopback address".to_owned());
+        }
+        if self.control.node_certificate_s < 2 || self.control.workload_certificate_s < 2 {
+            return Err("certificates must live for at least 2 seconds".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What differs from `newer` and takes effect only after a restart.
+    pub fn needs_restart(&self, newer: &Self) -> bool {
+        let strip = |config: &Self| {
+            let mut config = config.clone();
+            config.drain_ms = 0;
+            config.latitude = 0.0;
+            config.longitude = 0.0;
+            config.edge.requests_max = 0;
+            config.gateway.requests_max = 0;
+            config
+        };
+        strip(self) != strip(newer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = r#"
+        name = "fra1-edge"
+        site = "fra1"
+        region = "fra"
+        roles = ["edge"]
+        data_dir = "/tmp/x"
+        [join]
+        control = ["127.0.0.1:7000"]
+        [edge]
+        https = ["127.0.0.1:8443"]
+    "#;
+
+    #[test]
+    fn the_least_file_is_taken() {
+        let config: NodeConfig = toml::from_str(LEAST).unwrap();
+        config.check().unwrap();
+        assert_eq!(config.gossip.interval_ms, 200);
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line() {
+        let text = LEAST.replace("[edge]", "[edge]\nhtttps = 1");
+        let message = toml::from_str::<NodeConfig>(&text).unwrap_err().to_string();
+        assert!(message.contains("htttps") && message.contains("line"), "{message}");
+    }
+
+    #[test]
+    fn a_role_without_its_address_is_refused() {
+        let text = LEAST.replace("https = [\"127.0.0.1:8443\"]", "");
+        let config: NodeConfig = toml::from_str(&text).unwrap();
+        assert!(config.check().unwrap_err().contains("edge.https"));
+    }
+}
