@@ -27,7 +27,9 @@ impl Hop {
     /// The hop with that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Edge, Self::Gateway, Self::Sidecar].into_iter().find(|hop| hop.as_str() == name)
+        [Self::Edge, Self::Gateway, Self::Sidecar]
+            .into_iter()
+            .find(|hop| hop.as_str() == name)
     }
 }
 
@@ -135,7 +137,10 @@ impl Reason {
     /// The reason with that code.
     #[must_use]
     pub fn from_code(code: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|reason| reason.code() == code)
     }
 
     /// Whether the request certainly did not reach an instance, so that it may be sent again
