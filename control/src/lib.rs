@@ -1,1 +1,11 @@
-//! TODO
+//! The control role: the API, the store, the reconciler that places instances, public certificates,
+//! and the node plane.
+//!
+//! What is accepted is on disk before it is answered. Nothing here is on the path of a request.
+
+pub mod config;
+pub mod reconciler;
+pub mod store;
+pub mod world;
+
+pub use config::{Config, PublicCa, Timing};

@@ -1,0 +1,104 @@
+//! What an operator sets for a control node.
+
+use atoll_model::RegionName;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// The control role's section of a node's configuration file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the API listens: plain HTTP on loopback, HTTPS elsewhere.
+    pub api_listen: SocketAddr,
+    /// Names and addresses that the API's certificate covers, beside the listening address.
+    pub api_names: Vec<String>,
+    /// Where nodes reach control: gRPC over TLS.
+    pub node_plane_listen: SocketAddr,
+    /// Apps answer at `<app>.<zone>`.
+    pub zone: String,
+    /// Port in the URLs that are shown; 443 is left out of them.
+    pub public_https_port: u16,
+    /// Regions that apps may name.
+    pub regions: Vec<RegionName>,
+    /// Who issues public certificates.
+    pub public_ca: PublicCa,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+/// Who issues certificates for public domains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublicCa {
+    /// A CA of our own, for tests and development; its root is in `public-ca.pem` of the data folder.
+    Test,
+}
+
+/// Waits and deadlines, all in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// A new instance must be healthy after this.
+    pub healthy_deadline_ms: u64,
+    /// From healthy until gateways have surely heard of it.
+    pub settle_ms: u64,
+    /// Added to a service's own drain time before its placement is removed without an answer.
+    pub drain_grace_ms: u64,
+    /// A host that has been dead this long loses its instances to other hosts of the region.
+    pub host_gone_ms: u64,
+    /// Every live edge must serve a deploy after this.
+    pub serve_deadline_ms: u64,
+    /// After a start: how long gossip may gather before anything is decided.
+    pub warm_up_ms: u64,
+    /// Lifetime of a public certificate.
+    pub public_certificate_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            healthy_deadline_ms: 60_000,
+            settle_ms: 1_200,
+            drain_grace_ms: 5_000,
+            host_gone_ms: 30_000,
+            serve_deadline_ms: 30_000,
+            warm_up_ms: 2_000,
+            public_certificate_ms: 90 * 24 * 3_600 * 1_000,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            api_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7400)),
+            api_names: Vec::new(),
+            node_plane_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)),
+            zone: "localhost".to_owned(),
+            public_https_port: 443,
+            regions: Vec::new(),
+            public_ca: PublicCa::Test,
+            timing: Timing::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The URL of a public domain.
+    #[must_use]
+    pub fn url(&self, domain: &str) -> String {
+        match self.public_https_port {
+            443 => format!("https://{domain}"),
+            port => format!("https://{domain}:{port}"),
+        }
+    }
+}
+
+impl Timing {
+    /// How often a public certificate's age is looked at.
+    #[must_use]
+    pub fn certificate_check(&self) -> Duration {
+        Duration::from_millis((self.public_certificate_ms / 20).clamp(500, 3_600_000))
+    }
+}

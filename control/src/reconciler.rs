@@ -1,0 +1,14 @@
+//! Makes what runs match what is wanted.
+//!
+//! [`plan`] and [`verdict`] are pure: the store's wishes, what gossip says, what was noted before, and
+//! the time go in; actions come out. [`run`] is the loop around them.
+
+pub mod guard;
+pub mod memory;
+pub mod plan;
+pub mod verdict;
+
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod simulation;

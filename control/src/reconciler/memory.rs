@@ -1,0 +1,85 @@
+//! What can only be known by watching: since when an instance is healthy, since when a host is gone.
+
+use crate::store::objects::Placement;
+use crate::world::{InstanceState, World};
+use atoll_model::{InstanceId, NodeName};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Notes of what was seen. Lost with the process; bounded by the number of placements.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    healthy_since: BTreeMap<InstanceId, u64>,
+    dead_since: BTreeMap<NodeName, u64>,
+    exits: BTreeMap<InstanceId, Exits>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Exits {
+    last_at_ms: u64,
+    count: u32,
+}
+
+impl Memory {
+    /// Takes note of `world` at `now_ms`, for what is placed.
+    pub fn observe<'a>(
+        &mut self,
+        now_ms: u64,
+        world: &World,
+        placements: impl Iterator<Item = &'a Placement> + Clone,
+    ) {
+        let placed: BTreeSet<&InstanceId> = placements.clone().map(|placement| &placement.instance).collect();
+        let hosts: BTreeSet<&NodeName> = placements.clone().map(|placement| &placement.host).collect();
+        self.dead_since.retain(|host, _| hosts.contains(host) && !world.is_alive(host));
+        for host in hosts {
+            if !world.is_alive(host) {
+                self.dead_since.entry(host.clone()).or_insert(now_ms);
+            }
+        }
+        self.healthy_since.retain(|id, _| placed.contains(id));
+        self.exits.retain(|id, _| placed.contains(id));
+        for placement in placements {
+            self.observe_instance(now_ms, world, placement);
+        }
+    }
+
+    fn observe_instance(&mut self, now_ms: u64, world: &World, placement: &Placement) {
+        let id = &placement.instance;
+        let seen = world.instances.get(id);
+        let healthy = seen.is_some_and(|seen| seen.state == InstanceState::Healthy && seen.host == placement.host);
+        if healthy && !self.dead_since.contains_key(&placement.host) {
+            self.healthy_since.entry(id.clone()).or_insert(now_ms);
+        } else {
+            self.healthy_since.remove(id);
+        }
+        if let Some(exit) = seen.and_then(|seen| seen.facts.last_exit.as_ref()) {
+            let exits = self.exits.entry(id.clone()).or_default();
+            if exits.last_at_ms != exit.at_ms || exits.count == 0 {
+                *exits = Exits { last_at_ms: exit.at_ms, count: exits.count.saturating_add(1) };
+            }
+        }
+    }
+
+    /// Whether the instance is healthy, on a host that lives.
+    #[must_use]
+    pub fn is_healthy(&self, id: &InstanceId) -> bool {
+        self.healthy_since.contains_key(id)
+    }
+
+    /// Whether it has been healthy for `settle_ms`: everyone has heard of it.
+    #[must_use]
+    pub fn is_settled(&self, id: &InstanceId, now_ms: u64, settle_ms: u64) -> bool {
+        self.healthy_since.get(id).is_some_and(|since| now_ms.saturating_sub(*since) >= settle_ms)
+    }
+
+    /// How long the host has been dead, ms; nothing while it lives.
+    #[must_use]
+    pub fn dead_for(&self, host: &NodeName, now_ms: u64) -> Option<u64> {
+        self.dead_since.get(host).map(|since| now_ms.saturating_sub(*since))
+    }
+
+    /// How many ends of the instance's process were seen.
+    #[must_use]
+    pub fn exits(&self, id: &InstanceId) -> u32 {
+        self.exits.get(id).map_or(0, |exits| exits.count)
+    }
+}

@@ -1,0 +1,308 @@
+//! What to do next, for every service and region.
+//!
+//! Replacing keeps capacity: at most one instance above what is wanted; an old one is drained only when a
+//! new one has settled in its stead. The same rule does a first deploy (there are no old ones: all at
+//! once), a scale-up, a roll-back, and the repair after a host was lost.
+
+use super::memory::Memory;
+use crate::config::Timing;
+use crate::store::objects::{Placement, PlacementState};
+use crate::world::{InstanceState, World};
+use atoll_model::{ClusterName, NodeName, RegionName, RevisionId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A service as the store wants it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The service.
+    pub cluster: ClusterName,
+    /// What is to run; nothing: none of it.
+    pub target: Option<Target>,
+    /// Revisions whose deploy failed: what of them isn't healthy goes at once.
+    pub condemned: BTreeSet<RevisionId>,
+    /// Everything that is placed of it, with the drain time of its revision (ms).
+    pub placed: Vec<Placed>,
+}
+
+/// What is to run of a service.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The revision.
+    pub revision: RevisionId,
+    /// How many instances in each region.
+    pub regions: BTreeMap<RegionName, u32>,
+}
+
+/// A placement, with what the plan needs of its revision.
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// It.
+    pub placement: Placement,
+    /// How long its instance may drain, ms.
+    pub drain_ms: u64,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Place a new instance.
+    Place {
+        /// Of which service.
+        cluster: ClusterName,
+        /// Of which revision.
+        revision: RevisionId,
+        /// In which region.
+        region: RegionName,
+        /// On which host.
+        host: NodeName,
+    },
+    /// Let an instance finish what it has.
+    Drain {
+        /// The placement.
+        placement: Placement,
+        /// For logs.
+        why: &'static str,
+    },
+    /// Remove a placement: its instance is over, or is to be.
+    Remove {
+        /// The placement.
+        placement: Placement,
+        /// For logs.
+        why: &'static str,
+    },
+}
+
+/// Everything that a decision rests on.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// What gossip says.
+    pub world: &'a World,
+    /// What was noted.
+    pub memory: &'a Memory,
+    /// Nodes that were removed from the platform.
+    pub removed_nodes: &'a BTreeSet<NodeName>,
+    /// Waits and deadlines.
+    pub timing: &'a Timing,
+    /// Now, ms since 1970.
+    pub now_ms: u64,
+}
+
+/// The next steps for all services.
+#[must_use]
+pub fn plan(wanted: &[Wanted], situation: &Situation<'_>) -> Vec<Action> {
+    let mut load = Load::of(wanted);
+    wanted.iter().flat_map(|service| plan_service(service, situation, &mut load)).collect()
+}
+
+fn plan_service(service: &Wanted, situation: &Situation<'_>, load: &mut Load) -> Vec<Action> {
+    let none = BTreeMap::new();
+    let regions = service.target.as_ref().map_or(&none, |target| &target.regions);
+    let all: BTreeSet<&RegionName> =
+        regions.keys().chain(service.placed.iter().map(|placed| &placed.placement.region)).collect();
+    let sorted: Vec<(&RegionName, u32, InRegion<'_>)> = all
+        .into_iter()
+        .map(|region| {
+            let want = regions.get(region).copied().unwrap_or(0);
+            (region, want, InRegion::sort(service, region, want, situation))
+        })
+        .collect();
+    // A region is left only when the others can serve.
+    let may_leave = sorted.iter().all(|(_, want, here)| here.settled(situation) >= *want as usize);
+    let mut actions = Vec::new();
+    for (region, want, here) in sorted {
+        here.end_what_is_over(&mut actions);
+        if want == 0 {
+            if may_leave {
+                here.drain_all(&mut actions);
+            }
+            continue;
+        }
+        if let Some(target) = &service.target {
+            here.place(service, target, region, want as usize, situation, load, &mut actions);
+        }
+        here.drain_old(want as usize, situation, &mut actions);
+        here.drain_excess(want as usize, situation, &mut actions);
+    }
+    actions
+}
+
+/// A service's placements in one region.
+#[derive(Debug, Default)]
+struct InRegion<'a> {
+    new: Vec<&'a Placement>,
+    old: Vec<&'a Placement>,
+    draining: usize,
+    over: Vec<(&'a Placement, &'static str)>,
+}
+
+impl<'a> InRegion<'a> {
+    fn sort(service: &'a Wanted, region: &RegionName, want: u32, situation: &Situation<'_>) -> Self {
+        let mut here = Self::default();
+        let target = service.target.as_ref().map(|target| &target.revision);
+        for placed in service.placed.iter().filter(|placed| placed.placement.region == *region) {
+            let placement = &placed.placement;
+            let healthy = situation.memory.is_healthy(&placement.instance);
+            let replaceable = want == 0 || situation.hosts(region).any(|host| *host != placement.host);
+            if situation.is_gone(&placement.host) && replaceable {
+                here.over.push((placement, "its host is gone"));
+            } else if placement.state == PlacementState::Drain {
+                match situation.drained(placed) {
+                    Some(why) => here.over.push((placement, why)),
+                    None => here.draining += 1,
+                }
+            } else if service.condemned.contains(&placement.revision) && !healthy {
+                here.over.push((placement, "its deploy failed"));
+            } else if Some(&placement.revision) == target {
+                here.new.push(placement);
+            } else {
+                here.old.push(placement);
+            }
+        }
+        here
+    }
+
+    fn settled(&self, situation: &Situation<'_>) -> usize {
+        self.new.iter().filter(|placement| situation.is_settled(placement)).count()
+    }
+
+    fn end_what_is_over(&self, actions: &mut Vec<Action>) {
+        actions.extend(
+            self.over.iter().map(|(placement, why)| Action::Remove { placement: (*placement).clone(), why }),
+        );
+    }
+
+    fn drain_all(&self, actions: &mut Vec<Action>) {
+        for placement in self.new.iter().chain(&self.old) {
+            actions.push(Action::Drain { placement: (*placement).clone(), why: "not wanted in this region" });
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one decision, all of whose inputs are named")]
+    fn place(
+        &self,
+        service: &Wanted,
+        target: &Target,
+        region: &RegionName,
+        want: usize,
+        situation: &Situation<'_>,
+        load: &mut Load,
+        actions: &mut Vec<Action>,
+    ) {
+        let missing = want.saturating_sub(self.new.len());
+        // What drains still holds resources, but can't serve: it counts for one at most.
+        let running = self.new.len() + self.old.len() + self.draining.min(1);
+        let room = (want + 1).saturating_sub(running);
+        for _ in 0..missing.min(room) {
+            let hosts = situation.hosts(region);
+            let Some(host) = hosts.min_by_key(|host| load.rank(&service.cluster, host)) else { return };
+            load.add(&service.cluster, host);
+            actions.push(Action::Place {
+                cluster: service.cluster.clone(),
+                revision: target.revision.clone(),
+                region: region.clone(),
+                host: host.clone(),
+            });
+        }
+    }
+
+    fn drain_old(&self, want: usize, situation: &Situation<'_>, actions: &mut Vec<Action>) {
+        let settled = self.settled(situation);
+        if settled == 0 {
+            return;
+        }
+        let why = "replaced by a new revision";
+        if settled >= want {
+            let all = self.old.iter();
+            actions.extend(all.map(|placement| Action::Drain { placement: (*placement).clone(), why }));
+            return;
+        }
+        if self.draining > 0 {
+            return;
+        }
+        let (healthy, unhealthy): (Vec<_>, Vec<_>) =
+            self.old.iter().copied().partition(|placement| situation.memory.is_healthy(&placement.instance));
+        let next = unhealthy.first().or_else(|| healthy.first().filter(|_| settled + healthy.len() > want));
+        if let Some(placement) = next {
+            actions.push(Action::Drain { placement: (*placement).clone(), why });
+        }
+    }
+
+    /// More new ones than wanted: after a scale-down, or when a lost host came back.
+    fn drain_excess(&self, want: usize, situation: &Situation<'_>, actions: &mut Vec<Action>) {
+        let excess = self.new.len().saturating_sub(want);
+        let mut candidates = self.new.clone();
+        // Unhealthy first, then the youngest.
+        candidates.sort_by_key(|placement| {
+            (situation.memory.is_healthy(&placement.instance), std::cmp::Reverse(placement.placed_ms))
+        });
+        for placement in candidates.into_iter().take(excess) {
+            actions.push(Action::Drain { placement: placement.clone(), why: "more than wanted" });
+        }
+    }
+}
+
+impl Situation<'_> {
+    /// Hosts of a region that take instances.
+    fn hosts(&self, region: &RegionName) -> impl Iterator<Item = &NodeName> {
+        self.world
+            .nodes
+            .iter()
+            .filter(move |(name, seen)| {
+                seen.region == *region && seen.takes_instances() && !self.removed_nodes.contains(*name)
+            })
+            .map(|(name, _)| name)
+    }
+
+    fn is_gone(&self, host: &NodeName) -> bool {
+        self.removed_nodes.contains(host)
+            || self.memory.dead_for(host, self.now_ms).is_some_and(|ms| ms > self.timing.host_gone_ms)
+    }
+
+    fn is_settled(&self, placement: &Placement) -> bool {
+        self.memory.is_settled(&placement.instance, self.now_ms, self.timing.settle_ms)
+    }
+
+    /// Why a draining placement may be removed, if it may.
+    fn drained(&self, placed: &Placed) -> Option<&'static str> {
+        let placement = &placed.placement;
+        let age = self.now_ms.saturating_sub(placement.state_ms);
+        match self.world.instances.get(&placement.instance).map(|seen| seen.state) {
+            Some(InstanceState::Stopped) => Some("it has stopped"),
+            // Its host does not know it (any more), and has had time to say so.
+            None if age >= self.timing.settle_ms.saturating_mul(2) => Some("its host does not run it"),
+            _ if age > placed.drain_ms.saturating_add(self.timing.drain_grace_ms) => {
+                Some("it did not stop in time")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How many instances each host has, so that they spread.
+#[derive(Debug, Default)]
+struct Load {
+    of_service: BTreeMap<(ClusterName, NodeName), usize>,
+    of_host: BTreeMap<NodeName, usize>,
+}
+
+impl Load {
+    fn of(wanted: &[Wanted]) -> Self {
+        let mut load = Self::default();
+        for service in wanted {
+            for placed in &service.placed {
+                load.add(&service.cluster, &placed.placement.host);
+            }
+        }
+        load
+    }
+
+    fn add(&mut self, cluster: &ClusterName, host: &NodeName) {
+        *self.of_service.entry((cluster.clone(), host.clone())).or_default() += 1;
+        *self.of_host.entry(host.clone()).or_default() += 1;
+    }
+
+    fn rank(&self, cluster: &ClusterName, host: &NodeName) -> (usize, usize) {
+        let of_service = self.of_service.get(&(cluster.clone(), host.clone())).copied().unwrap_or(0);
+        (of_service, self.of_host.get(host).copied().unwrap_or(0))
+    }
+}

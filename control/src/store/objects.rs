@@ -1,0 +1,306 @@
+//! What the store keeps.
+
+use super::Stored;
+use atoll_model::{
+    AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles, ServiceName,
+    ServiceSpec, SiteName,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// An app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct App {
+    /// Its id.
+    pub id: ObjectId,
+    /// Its owner.
+    pub org: OrgName,
+    /// Its name, unique on the platform.
+    pub app: AppName,
+    /// When it was made, ms since 1970.
+    pub created_ms: u64,
+    /// The running or last deploy.
+    pub deploy: ObjectId,
+}
+
+/// A service and what it should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its id.
+    pub id: ObjectId,
+    /// Its cluster: organization, app, service.
+    pub cluster: ClusterName,
+    /// What it should run now; nothing: it is on its way out.
+    pub target: Option<RevisionId>,
+    /// What the last successful deploy gave it; what a failed one goes back to.
+    pub current: Option<RevisionId>,
+}
+
+/// An immutable version of a service's specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Its id.
+    pub id: RevisionId,
+    /// The service.
+    pub cluster: ClusterName,
+    /// Counts up from 1 for each service.
+    pub number: u64,
+    /// What to run.
+    pub spec: ServiceSpec,
+    /// When it was made, ms since 1970.
+    pub created_ms: u64,
+    /// Its deploy failed: nothing of it is to stay.
+    pub failed: bool,
+}
+
+/// How far a deploy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeployState {
+    /// Instances are being replaced.
+    Running,
+    /// Instances are as wanted; edges are asked whether they serve it.
+    Serving,
+    /// Done.
+    Done,
+    /// Failed, and what ran before still serves, or nothing ran before and nothing is left.
+    RolledBack,
+    /// Failed, and not undone.
+    Failed,
+}
+
+impl DeployState {
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::RolledBack | Self::Failed)
+    }
+}
+
+/// What a deploy does to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChange {
+    /// Before.
+    pub from: Option<RevisionId>,
+    /// After; nothing: the service is removed.
+    pub to: Option<RevisionId>,
+}
+
+/// Why a deploy failed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cause {
+    /// One sentence.
+    pub message: String,
+    /// The service.
+    pub service: Option<ServiceName>,
+    /// Where.
+    pub region: Option<RegionName>,
+    /// The instance.
+    pub instance: Option<InstanceId>,
+    /// The exit status of its last process, if it ended by itself.
+    pub exit_status: Option<i32>,
+    /// The signal that ended its last process.
+    pub signal: Option<i32>,
+    /// The last lines it printed.
+    pub output: Vec<String>,
+}
+
+/// One deploy of an app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deploy {
+    /// Its id.
+    pub id: ObjectId,
+    /// The owner.
+    pub org: OrgName,
+    /// The app.
+    pub app: AppName,
+    /// How far it is.
+    pub state: DeployState,
+    /// Whether the app is being removed.
+    pub delete: bool,
+    /// What it changes.
+    pub services: BTreeMap<ServiceName, ServiceChange>,
+    /// When it was accepted, ms since 1970.
+    pub started_ms: u64,
+    /// When it came to its present state.
+    pub state_ms: u64,
+    /// The desired state that edges must have: a store revision.
+    pub version: u64,
+    /// Why it failed.
+    pub cause: Option<Cause>,
+    /// Who asked for it.
+    pub by: String,
+}
+
+/// Whether an instance is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlacementState {
+    /// Yes.
+    Run,
+    /// It finishes what it has.
+    Drain,
+}
+
+/// An instance's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Of which service.
+    pub cluster: ClusterName,
+    /// Of which revision.
+    pub revision: RevisionId,
+    /// In which region.
+    pub region: RegionName,
+    /// On which host.
+    pub host: NodeName,
+    /// Whether it is to run.
+    pub state: PlacementState,
+    /// When it was placed, ms since 1970.
+    pub placed_ms: u64,
+    /// When it came to its present state.
+    pub state_ms: u64,
+}
+
+/// An API token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiToken {
+    /// The organization it may act for.
+    pub org: OrgName,
+    /// SHA-256 of the token, hex.
+    pub hash: String,
+    /// Whose it is, for logs.
+    pub name: String,
+    /// When it was made, ms since 1970.
+    pub created_ms: u64,
+}
+
+/// A single-use token with which a node joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// The organization.
+    pub org: OrgName,
+    /// Its public part.
+    pub id: String,
+    /// SHA-256 of its secret part, hex.
+    pub secret_hash: String,
+    /// Roles that the node gets.
+    pub roles: Roles,
+    /// Its site.
+    pub site: SiteName,
+    /// Its region.
+    pub region: RegionName,
+    /// The only node that may use it.
+    pub node: Option<NodeName>,
+    /// When it was made, ms since 1970.
+    pub created_ms: u64,
+    /// When it runs out.
+    pub expires_ms: u64,
+    /// Who used it.
+    pub used_by: Option<NodeName>,
+}
+
+/// A node that has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The organization that runs it.
+    pub org: OrgName,
+    /// Its name.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its region.
+    pub region: RegionName,
+    /// Its roles.
+    pub roles: Roles,
+    /// Of its record key: counts up with each join.
+    pub epoch: u64,
+    /// When it joined, ms since 1970.
+    pub joined_ms: u64,
+    /// It was removed: nothing is renewed, and it is denied everywhere.
+    pub removed: bool,
+}
+
+/// A public domain and its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Domain {
+    /// The owner.
+    pub org: OrgName,
+    /// Lower case, no trailing dot.
+    pub domain: String,
+    /// The service behind it.
+    pub cluster: ClusterName,
+    /// The certificate, leaf first, DER in base64.
+    pub chain: Vec<String>,
+    /// Its key, PKCS#8, sealed, in base64.
+    pub sealed_key: String,
+    /// SHA-256 of the chain, hex.
+    pub fingerprint: String,
+    /// When the certificate was issued, ms since 1970.
+    pub issued_ms: u64,
+    /// When it runs out.
+    pub not_after_ms: u64,
+}
+
+/// The answer to a change that carried an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The organization.
+    pub org: OrgName,
+    /// The key that the client chose.
+    pub key: String,
+    /// SHA-256 of the request, hex.
+    pub request: String,
+    /// The answer's status.
+    pub status: u16,
+    /// The answer's body, sealed, in base64: it can hold a secret.
+    pub sealed_body: String,
+    /// When it is forgotten, ms since 1970.
+    pub expires_ms: u64,
+}
+
+macro_rules! stored {
+    ($type:ident, $kind:literal, |$object:ident| $tail:expr) => {
+        impl Stored for $type {
+            const KIND: &'static str = $kind;
+            fn key(&self) -> String {
+                let $object = self;
+                format!("{}/{}", $kind, $tail)
+            }
+        }
+    };
+}
+
+stored!(App, "app", |o| format!("{}/{}", o.org, o.app));
+stored!(Service, "service", |o| o.cluster.to_string());
+stored!(Revision, "revision", |o| format!("{}/{}", o.cluster, o.id));
+stored!(Deploy, "deploy", |o| format!("{}/{}/{}", o.org, o.app, o.id));
+stored!(Placement, "placement", |o| format!("{}/{}", o.cluster, o.instance));
+stored!(ApiToken, "api-token", |o| format!("{}/{}", o.org, o.hash));
+stored!(JoinToken, "join-token", |o| format!("{}/{}", o.org, o.id));
+stored!(Node, "node", |o| format!("{}/{}", o.org, o.name));
+stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain));
+stored!(Idempotency, "idempotency", |o| format!("{}/{}", o.org, o.key));
+
+impl Placement {
+    /// The key of its record and of the instance's: `host/instance`.
+    #[must_use]
+    pub fn record_key(&self) -> String {
+        format!("{}/{}", self.host, self.instance)
+    }
+
+    /// The tail of its key in the store.
+    #[must_use]
+    pub fn tail(&self) -> String {
+        format!("{}/{}", self.cluster, self.instance)
+    }
+}
+
+impl Revision {
+    /// The tail of a revision's key in the store.
+    #[must_use]
+    pub fn tail(cluster: &ClusterName, id: &RevisionId) -> String {
+        format!("{cluster}/{id}")
+    }
+}
