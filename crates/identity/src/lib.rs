@@ -16,7 +16,6 @@
 pub mod certificate;
 pub mod connections;
 pub mod extension;
-pub mod files;
 pub mod identity;
 pub mod keys;
 pub mod material;

@@ -1,10 +1,10 @@
 //! What a node or workload holds: key, chain and roots; in memory and on disk.
 
 use crate::certificate::{CertificateFault, Leaf, PeerIdentity};
-use crate::files::{private_dir, write_private};
 use crate::keys::{KeyError, RecordKey};
 use crate::spiffe::{SpiffeId, TrustDomain};
 use crate::trust::{TrustError, anchors, fingerprint, verify_links};
+use atoll_process::files::{private_dir, write_atomic};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::fmt;
@@ -293,7 +293,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, MaterialError> {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), MaterialError> {
-    write_private(path, text.as_bytes()).map_err(|source| MaterialError::File {
+    write_atomic(path, text.as_bytes(), 0o600).map_err(|source| MaterialError::File {
         path: path.to_owned(),
         source,
     })

@@ -149,6 +149,19 @@ impl TrustStore {
         Ok(read.peer)
     }
 
+    /// Checks that a TLS certificate is one of ours, whether or not its time is over: it was valid when
+    /// it was issued. For recovery only; `issuers` are the intermediates it may come from.
+    pub fn verify_expired(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+    ) -> Result<PeerIdentity, TrustError> {
+        let at = Leaf::read(leaf)?.not_before;
+        let read = verify_tls_chain(&self.roots.load(), leaf, issuers, at, TlsUse::Client)?;
+        self.check_trust_domain(&read.peer.id)?;
+        Ok(read.peer)
+    }
+
     fn check_trust_domain(&self, id: &SpiffeId) -> Result<(), TrustError> {
         if id.trust_domain() == self.trust_domain.as_str() {
             return Ok(());
