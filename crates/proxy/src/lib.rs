@@ -1,1 +1,25 @@
-//! TODO
+//! The data-path engine: what edge, gateway and sidecar share to take, move and answer requests.
+//!
+//! It knows HTTP, connections, bodies and workers. It does not know routes, caches, regions or
+//! instances: those decisions are the roles'. Everything that runs on a worker may be `!Send`; one
+//! connection and all of its requests stay on the thread that accepted it.
+
+pub mod access_log;
+pub mod answer;
+pub mod body;
+pub mod client;
+pub mod delay;
+pub mod exchange;
+pub mod headers;
+pub mod listen;
+pub mod metrics;
+pub mod replay;
+pub mod server;
+pub mod sever;
+pub mod tunnel;
+pub mod workers;
+
+pub use body::{Body, BodyError, ByteCount, Side};
+pub use exchange::{ConnectionInfo, Exchange, Handler, TlsInfo};
+pub use metrics::ProxyMetrics;
+pub use replay::Replay;

@@ -1,0 +1,307 @@
+//! Message bodies: one type for every source, with errors that say who failed.
+
+use crate::replay::ReplayBody;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Whose side of the exchange failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Who sent the request.
+    Client,
+    /// Who was to answer it.
+    Upstream,
+    /// This process.
+    Local,
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct BodyError {
+    /// Who failed.
+    pub side: Side,
+    what: &'static str,
+    /// hyper looks for the reset code in the chain of sources, so this is how a reset is passed on.
+    #[source]
+    cause: h2::Error,
+}
+
+impl BodyError {
+    /// The HTTP/2 code for "no longer wanted".
+    pub const CANCEL: u32 = 8;
+
+    /// An error of `side` that resets a stream with `code` (RFC 9113, section 7).
+    #[must_use]
+    pub fn new(side: Side, what: &'static str, code: u32) -> Self {
+        Self {
+            side,
+            what,
+            cause: h2::Error::from(h2::Reason::from(code)),
+        }
+    }
+
+    /// The HTTP/2 code that the stream was, or is to be, reset with.
+    #[must_use]
+    pub fn reset_code(&self) -> u32 {
+        self.cause.reason().map_or(Self::CANCEL, u32::from)
+    }
+
+    fn from_hyper(side: Side, error: &hyper::Error) -> Self {
+        let code = h2_of(error).and_then(h2::Error::reason).map(u32::from);
+        match code {
+            Some(code) => Self::new(side, "the stream was reset", code),
+            None => Self::new(side, "the connection was lost", Self::CANCEL),
+        }
+    }
+}
+
+/// The HTTP/2 error among `error`'s causes.
+pub(crate) fn h2_of(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(current) = cause {
+        if let Some(found) = current.downcast_ref::<h2::Error>() {
+            return Some(found);
+        }
+        cause = current.source();
+    }
+    None
+}
+
+/// A message body. Not `Send`: it stays on its worker.
+pub struct Body {
+    inner: Inner,
+    /// Dropped with the body: in-flight counts, permits.
+    held: Vec<Box<dyn Any>>,
+    count: Option<ByteCount>,
+}
+
+enum Inner {
+    Empty,
+    Full(Option<Bytes>),
+    Incoming(Received),
+    Replay(ReplayBody),
+    Boxed(Pin<Box<dyn HttpBody<Data = Bytes, Error = BodyError>>>),
+}
+
+impl Body {
+    /// No content.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::of(Inner::Empty)
+    }
+
+    /// Content that is already here.
+    #[must_use]
+    pub fn full(content: impl Into<Bytes>) -> Self {
+        let content = content.into();
+        if content.is_empty() {
+            Self::empty()
+        } else {
+            Self::of(Inner::Full(Some(content)))
+        }
+    }
+
+    /// Any other source.
+    #[must_use]
+    pub fn boxed(source: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Self {
+        Self::of(Inner::Boxed(Box::pin(source)))
+    }
+
+    /// What a connection receives from `side`. `idle_timeout` bounds each wait for a frame.
+    pub(crate) fn incoming(body: Incoming, side: Side, idle_timeout: Option<Duration>) -> Self {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self::of(Inner::Incoming(Received {
+            body,
+            side,
+            idle_timeout,
+            timer: None,
+            armed: false,
+        }))
+    }
+
+    pub(crate) fn replay(body: ReplayBody) -> Self {
+        Self::of(Inner::Replay(body))
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self {
+            inner,
+            held: Vec::new(),
+            count: None,
+        }
+    }
+
+    /// Keeps `guard` until the body is dropped, which is when it has been sent, or given up.
+    #[must_use]
+    pub fn holding(mut self, guard: impl Any) -> Self {
+        self.held.push(Box::new(guard));
+        self
+    }
+
+    /// Counts what passes. A body has one count: a second call returns the first one.
+    pub fn counted(&mut self) -> ByteCount {
+        self.count.get_or_insert_default().clone()
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.inner {
+            Inner::Empty => "empty",
+            Inner::Full(_) => "full",
+            Inner::Incoming(_) => "incoming",
+            Inner::Replay(_) => "replay",
+            Inner::Boxed(_) => "boxed",
+        };
+        f.debug_tuple("Body").field(&kind).finish()
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let frame = match &mut this.inner {
+            Inner::Empty => None,
+            Inner::Full(content) => content.take().map(|content| Ok(Frame::data(content))),
+            Inner::Incoming(received) => ready!(received.poll_frame(context)),
+            Inner::Replay(replay) => ready!(Pin::new(replay).poll_frame(context)),
+            Inner::Boxed(source) => ready!(source.as_mut().poll_frame(context)),
+        };
+        if let Some(count) = &this.count {
+            count.note(frame.as_ref());
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Full(content) => content.is_none(),
+            Inner::Incoming(received) => received.body.is_end_stream(),
+            Inner::Replay(replay) => replay.is_end_stream(),
+            Inner::Boxed(source) => source.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Full(content) => {
+                SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64))
+            }
+            Inner::Incoming(received) => received.body.size_hint(),
+            Inner::Replay(replay) => replay.size_hint(),
+            Inner::Boxed(source) => source.size_hint(),
+        }
+    }
+}
+
+/// A hyper body with a bound on each wait.
+struct Received {
+    body: Incoming,
+    side: Side,
+    idle_timeout: Option<Duration>,
+    /// Made at the first wait: most small bodies never wait.
+    timer: Option<Pin<Box<Sleep>>>,
+    armed: bool,
+}
+
+impl Received {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.armed = false;
+            let side = self.side;
+            return Poll::Ready(
+                frame.map(|frame| frame.map_err(|error| BodyError::from_hyper(side, &error))),
+            );
+        }
+        let Some(idle_timeout) = self.idle_timeout else {
+            return Poll::Pending;
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_timeout)));
+        if !self.armed {
+            timer.as_mut().reset(Instant::now() + idle_timeout);
+            self.armed = true;
+        }
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(Some(Err(BodyError::new(
+            self.side,
+            "nothing of the body arrived in time",
+            BodyError::CANCEL,
+        ))))
+    }
+}
+
+/// How much of a body has passed, and how it ended. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct ByteCount(Rc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    bytes: Cell<u64>,
+    ended: Cell<bool>,
+    failed: Cell<Option<Side>>,
+}
+
+impl ByteCount {
+    /// Bytes of content so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.get()
+    }
+
+    /// Who broke the body off, if someone did.
+    #[must_use]
+    pub fn failed(&self) -> Option<Side> {
+        self.0.failed.get()
+    }
+
+    /// Whether the end was seen. A body with a known length may be dropped without it.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.0.ended.get()
+    }
+
+    fn note(&self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
+        match frame {
+            None => self.0.ended.set(true),
+            Some(Err(error)) => self.0.failed.set(Some(error.side)),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.0.bytes.set(self.0.bytes.get() + data.len() as u64);
+                } else {
+                    self.0.ended.set(true);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Header fields at a proxy: which end here, which are ours, which are passed on. Pure functions.
+
+mod forwarded;
+mod status;
+
+pub use forwarded::{
+    ClientFacts, LOOPS_MAX, LoopDetected, add_cdn_loop, keep_request_id, keep_trace_context,
+    set_forwarded, strip_forwarded,
+};
+pub use status::{Hops, proxy_status};
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+/// `org/app/service`, toward gateway and sidecar.
+pub const CLUSTER: HeaderName = HeaderName::from_static("atoll-cluster");
+/// How many tries are left, this one counted; toward the gateway.
+pub const TRIES: HeaderName = HeaderName::from_static("atoll-tries");
+/// The edge's site, toward the instance.
+pub const EDGE: HeaderName = HeaderName::from_static("atoll-edge");
+/// The serving region, both ways.
+pub const REGION: HeaderName = HeaderName::from_static("atoll-region");
+/// The client's address, toward the instance.
+pub const CLIENT_IP: HeaderName = HeaderName::from_static("atoll-client-ip");
+/// `<hop>;<reason code>` on an answer that a hop made.
+pub const REASON: HeaderName = HeaderName::from_static("atoll-reason");
+/// Beside [`REASON`]: `0` when the request certainly reached no instance, else `1`.
+pub const SENT: HeaderName = HeaderName::from_static("atoll-sent");
+/// Tries that the gateway spent.
+pub const TRIES_USED: HeaderName = HeaderName::from_static("atoll-tries-used");
+/// Who answered.
+pub const INSTANCE: HeaderName = HeaderName::from_static("atoll-instance");
+/// The revision of who answered.
+pub const REVISION: HeaderName = HeaderName::from_static("atoll-revision");
+/// Microseconds at each hop.
+pub const HOPS: HeaderName = HeaderName::from_static("atoll-hops");
+
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
+
+/// Fields that `Connection` can't take away: without them the message would mean something else.
+const NEVER_NOMINATED: [&str; 4] = ["host", "content-length", "cache-control", "authorization"];
+
+/// Removes the fields that concern one connection alone, also those that `Connection` names, and
+/// `Expect`, which the server answers by itself. `TE: trailers` stays: gRPC needs it at each hop.
+/// `Trailer` stays, because trailers are passed on.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let keeps_trailers = headers.get_all(header::TE).iter().any(accepts_trailers);
+    if headers.contains_key(header::CONNECTION) {
+        for name in nominated(headers) {
+            headers.remove(name);
+        }
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    headers.remove(header::EXPECT);
+    if keeps_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| token.trim().parse::<HeaderName>().ok())
+        .filter(|name| !NEVER_NOMINATED.contains(&name.as_str()))
+        .collect()
+}
+
+fn accepts_trailers(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|value| {
+        value.split(',').any(|token| {
+            token
+                .split(';')
+                .next()
+                .is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers"))
+        })
+    })
+}
+
+/// Removes every `atoll-*` field.
+pub fn strip_internal(headers: &mut HeaderMap) {
+    strip_prefixed(headers, &["atoll-"]);
+}
+
+/// Removes every field whose name begins with one of `prefixes` (lower case).
+pub(crate) fn strip_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
+    // Most messages have none, and then nothing is allocated.
+    let found: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            prefixes
+                .iter()
+                .any(|prefix| name.as_str().starts_with(prefix))
+        })
+        .cloned()
+        .collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-Private"),
+            ("connection", "host, content-length"),
+            ("x-private", "1"),
+            ("x-public", "1"),
+            ("host", "a.example"),
+            ("content-length", "3"),
+            ("te", "gzip, Trailers;q=0.5"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("transfer-encoding", "chunked"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-length", "host", "te", "x-public"]);
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn internal_fields_are_removed_whatever_their_case() {
+        let mut headers = map(&[
+            ("Atoll-Cluster", "x"),
+            ("atoll-anything", "y"),
+            ("atollo", "z"),
+        ]);
+        strip_internal(&mut headers);
+        assert_eq!(headers.len(), 1);
+        assert!(headers.contains_key("atollo"));
+    }
+}

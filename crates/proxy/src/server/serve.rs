@@ -1,0 +1,245 @@
+//! The life of one connection.
+
+use super::check::{Refusal, normalize};
+use super::limits::ServerLimits;
+use crate::answer;
+use crate::body::{Body, Side};
+use crate::client::LocalExecutor;
+use crate::exchange::{ConnectionInfo, Exchange, Handler};
+use crate::metrics::ProxyMetrics;
+use crate::workers::panic_text;
+use atoll_model::Reason;
+use atoll_process::Drain;
+use futures_util::FutureExt as _;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tracing::{debug, error};
+
+/// What ALPN, or the lack of it, has said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// HTTP/1.1 (and 1.0).
+    H1,
+    /// HTTP/2.
+    H2,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionEnd {
+    /// The peer closed it.
+    Closed,
+    /// All that was in flight at the start of the drain has finished.
+    Drained,
+    /// It still had work at the drain's deadline.
+    Forced,
+    /// It broke, or the peer broke the protocol.
+    Failed,
+}
+
+/// Serves one connection to its end. When `drain` starts, what is in flight is finished and nothing
+/// new is taken (`GOAWAY`, `Connection: close`); when it is forced, the connection is dropped.
+pub async fn serve_connection<I, H>(
+    io: I,
+    version: HttpVersion,
+    info: Arc<ConnectionInfo>,
+    limits: &ServerLimits,
+    handler: Rc<H>,
+    metrics: &ProxyMetrics,
+    drain: Drain,
+) -> ConnectionEnd
+where
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Handler,
+{
+    let server = Rc::new(Server {
+        info,
+        limits: limits.clone(),
+        handler,
+        metrics: metrics.clone(),
+    });
+    let service = service_fn(move |request| {
+        let server = Rc::clone(&server);
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    });
+    let io = TokioIo::new(io);
+    match version {
+        HttpVersion::H1 => {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.head_timeout)
+                .max_headers(limits.headers_max)
+                .max_buf_size(64 * 1024)
+                .half_close(false)
+                .serve_connection(io, service);
+            drive(
+                connection,
+                |connection| connection.graceful_shutdown(),
+                drain,
+                metrics,
+            )
+            .await
+        }
+        HttpVersion::H2 => {
+            let connection = http2::Builder::new(LocalExecutor)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(limits.streams_max)
+                .initial_stream_window_size(limits.stream_window)
+                .initial_connection_window_size(limits.connection_window)
+                .max_frame_size(limits.frame_max)
+                .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+                .max_send_buf_size(limits.send_buffer_max)
+                .max_local_error_reset_streams(limits.local_resets_max)
+                .keep_alive_interval(limits.keep_alive)
+                .keep_alive_timeout(limits.keep_alive / 2)
+                .serve_connection(io, service);
+            drive(
+                connection,
+                |connection| connection.graceful_shutdown(),
+                drain,
+                metrics,
+            )
+            .await
+        }
+    }
+}
+
+async fn drive<C>(
+    connection: C,
+    begin_shutdown: impl FnOnce(Pin<&mut C>),
+    drain: Drain,
+    metrics: &ProxyMetrics,
+) -> ConnectionEnd
+where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let mut connection = pin!(connection);
+    let ended = |outcome: Result<(), hyper::Error>, well| match outcome {
+        Ok(()) => well,
+        Err(error) => {
+            debug!(%error, "a connection ended in an error");
+            ConnectionEnd::Failed
+        }
+    };
+    tokio::select! {
+        outcome = connection.as_mut() => return ended(outcome, ConnectionEnd::Closed),
+        () = drain.draining() => {}
+    }
+    begin_shutdown(connection.as_mut());
+    tokio::select! {
+        outcome = connection.as_mut() => ended(outcome, ConnectionEnd::Drained),
+        () = drain.forced() => {
+            metrics.connections_cut.inc();
+            ConnectionEnd::Forced
+        }
+    }
+}
+
+struct Server<H> {
+    info: Arc<ConnectionInfo>,
+    limits: ServerLimits,
+    handler: Rc<H>,
+    metrics: ProxyMetrics,
+}
+
+/// Counts a request while it is answered, and until its response's body is gone.
+struct InFlight(ProxyMetrics);
+
+impl InFlight {
+    fn new(metrics: &ProxyMetrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+impl<H: Handler> Server<H> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
+        let in_flight = InFlight::new(&self.metrics);
+        let (mut head, body) = request.into_parts();
+        let response = match normalize(&mut head) {
+            Err(refusal) => self.refuse(&head.headers, refusal),
+            Ok(()) => {
+                let body = Body::incoming(body, Side::Client, Some(self.limits.body_idle_timeout));
+                let request = Request::from_parts(head, body);
+                self.handle(Exchange {
+                    request,
+                    connection: Arc::clone(&self.info),
+                    started,
+                })
+                .await
+            }
+        };
+        self.metrics.answered(response.status().as_u16());
+        self.metrics
+            .head_seconds
+            .observe(started.elapsed().as_secs_f64());
+        response.map(|body| body.holding(in_flight))
+    }
+
+    async fn handle(&self, exchange: Exchange) -> Response<Body> {
+        match AssertUnwindSafe(self.handler.handle(exchange))
+            .catch_unwind()
+            .await
+        {
+            Ok(response) => response,
+            Err(panic) => {
+                self.metrics.panics.inc();
+                error!(
+                    panic = panic_text(panic.as_ref()),
+                    "a request's handler panicked"
+                );
+                self.refuse(
+                    &HeaderMap::new(),
+                    Refusal {
+                        reason: Reason::Internal,
+                        close: false,
+                    },
+                )
+            }
+        }
+    }
+
+    fn refuse(&self, request: &HeaderMap, refusal: Refusal) -> Response<Body> {
+        self.metrics.failed(self.limits.hop, refusal.reason);
+        let mut response = if self.limits.internal {
+            answer::internal(
+                self.limits.hop,
+                refusal.reason,
+                refusal.reason == Reason::Internal,
+            )
+        } else {
+            answer::error_page(self.limits.hop, refusal.reason, request, "")
+        };
+        if refusal.close
+            && self
+                .info
+                .tls
+                .as_ref()
+                .is_none_or(|tls| tls.alpn.as_deref() != Some(b"h2"))
+        {
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,106 @@
+//! Data-path workers: one thread, one single-threaded runtime, one set of local tasks each.
+
+use crate::metrics::ProxyMetrics;
+use futures_util::FutureExt as _;
+use std::any::Any;
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, LocalSet};
+use tracing::error;
+
+/// Which worker this is.
+#[derive(Debug, Clone, Copy)]
+pub struct Worker {
+    /// From 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+/// Threads that run.
+#[derive(Debug)]
+pub struct Workers {
+    ended: Vec<oneshot::Receiver<bool>>,
+}
+
+/// Starts `count` threads that each run `body` to its end, and then drop what it has spawned.
+///
+/// # Errors
+/// When a thread or a runtime can't be made.
+pub fn spawn<F, Fut>(count: usize, name: &str, body: F) -> io::Result<Workers>
+where
+    F: Fn(Worker) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
+    let body = Arc::new(body);
+    let count = count.max(1);
+    let mut ended = Vec::with_capacity(count);
+    for index in 0..count {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (done, receiver) = oneshot::channel();
+        let body = Arc::clone(&body);
+        std::thread::Builder::new()
+            .name(format!("{name}-{index}"))
+            .spawn(move || {
+                let work = LocalSet::new();
+                let main = AssertUnwindSafe(body(Worker { index, count })).catch_unwind();
+                let outcome = work.block_on(&runtime, main);
+                if let Err(panic) = &outcome {
+                    error!(
+                        index,
+                        panic = panic_text(panic.as_ref()),
+                        "a worker's main task panicked"
+                    );
+                }
+                drop(work);
+                // The receiver is gone when nobody waits for the workers.
+                let _unheard = done.send(outcome.is_ok());
+            })?;
+        ended.push(receiver);
+    }
+    Ok(Workers { ended })
+}
+
+impl Workers {
+    /// Waits until every worker has ended; false when one panicked or had not ended after `within`.
+    pub async fn finished(self, within: Duration) -> bool {
+        let all = async {
+            let mut well = true;
+            for ended in self.ended {
+                well &= ended.await.unwrap_or(false);
+            }
+            well
+        };
+        tokio::time::timeout(within, all).await.unwrap_or(false)
+    }
+}
+
+/// Runs `task` on this worker. A panic ends that task alone, and is logged and counted.
+pub fn spawn_task<F>(name: &'static str, metrics: &ProxyMetrics, task: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + 'static,
+{
+    let panics = metrics.panics.clone();
+    tokio::task::spawn_local(async move {
+        if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            panics.inc();
+            error!(name, panic = panic_text(panic.as_ref()), "a task panicked");
+        }
+    })
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}
