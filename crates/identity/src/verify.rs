@@ -13,6 +13,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
+use std::fmt;
 use std::sync::Arc;
 
 /// Whom a connection is for. Checked in the handshake, on both sides.
@@ -54,7 +55,7 @@ impl PeerPolicy {
 }
 
 /// Why a peer is refused in the handshake.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 pub enum PeerRefusal {
     /// Its certificate isn't trusted.
     #[error(transparent)]
@@ -77,6 +78,13 @@ pub enum PeerRefusal {
     NotPinned,
 }
 
+impl fmt::Debug for PeerRefusal {
+    /// The sentence: rustls shows our reason by its `Debug`, and people read that.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl From<PeerRefusal> for Error {
     /// Keeps what has a TLS alert of its own apart; the rest carries our reason.
     fn from(refusal: PeerRefusal) -> Self {
@@ -90,6 +98,9 @@ impl From<PeerRefusal> for Error {
             PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::UnknownIssuer)) => {
                 CertificateError::UnknownIssuer
             }
+            PeerRefusal::Untrusted(TrustError::Chain(
+                webpki::Error::InvalidSignatureForPublicKey,
+            )) => CertificateError::BadSignature,
             PeerRefusal::Untrusted(TrustError::Certificate(CertificateFault::Encoding)) => {
                 CertificateError::BadEncoding
             }
