@@ -128,6 +128,9 @@ pub enum CaError {
     /// The certificate to recover was not issued here, or doesn't fit.
     #[error("the expired certificate is not one of this mesh's")]
     NotOurs(#[source] TrustError),
+    /// The certificate to recover is a workload's; its host asks for a new one.
+    #[error("{0} is not a node; only nodes exchange expired certificates")]
+    NotNode(SpiffeId),
     /// The proof of possession is wrong.
     #[error(transparent)]
     Proof(#[from] RecoveryError),
@@ -378,6 +381,9 @@ impl MeshCa {
         let peer = trust
             .verify_expired(&leaf, &issuers)
             .map_err(CaError::NotOurs)?;
+        if peer.id.node_name().is_none() {
+            return Err(CaError::NotNode(peer.id));
+        }
         verify_recovery(&leaf, nonce, csr, proof)?;
         may_recover(peer.not_after_ms, now_ms, removed(&peer))?;
         Ok(peer)
