@@ -13,10 +13,7 @@ const QUEUE_LINES_MAX: usize = 8192;
 /// What is known of one request at its end. Absent facts are left out of the line.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(
-    missing_docs,
-    reason = "the fields are named as in the line, and docs/operations.md explains them"
-)]
+#[allow(missing_docs, reason = "the fields are named as in the line, and docs/operations.md explains them")]
 pub struct Line {
     pub time_ms: u64,
     pub request_id: String,
@@ -80,9 +77,7 @@ impl AccessLog {
 
     /// Queues a line; it is dropped, and counted, when the writer is too far behind.
     pub fn write(&self, line: Line) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.lines.try_send(line)
-        {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(line) {
             self.metrics.access_log_dropped.inc();
         }
     }
@@ -144,10 +139,7 @@ mod tests {
     fn a_line_stays_a_line() {
         let (sender, written) = mpsc::channel();
         let log = AccessLog::start(Sink(sender), ProxyMetrics::unregistered()).unwrap();
-        log.write(Line {
-            path: "/\n\"\u{1b}[31m".to_owned(),
-            ..Line::default()
-        });
+        log.write(Line { path: "/\n\"\u{1b}[31m".to_owned(), ..Line::default() });
         drop(log);
         let bytes: Vec<u8> = written.iter().flatten().collect();
         let text = String::from_utf8(bytes).unwrap();

@@ -10,23 +10,13 @@ const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// An error for the client, as HTML, problem details or text, whichever it accepts.
 #[must_use]
-pub fn error_page(
-    hop: Hop,
-    reason: Reason,
-    request: &HeaderMap,
-    request_id: &str,
-) -> Response<Body> {
+pub fn error_page(hop: Hop, reason: Reason, request: &HeaderMap, request_id: &str) -> Response<Body> {
     let (kind, content) = match preferred(request) {
         Format::Html => ("text/html; charset=utf-8", html(hop, reason, request_id)),
         Format::Problem => ("application/problem+json", problem(hop, reason, request_id)),
         Format::Plain => (
             "text/plain; charset=utf-8",
-            format!(
-                "{} {}\n{}\n",
-                status_of(reason),
-                reason.code(),
-                reason.text()
-            ),
+            format!("{} {}\n{}\n", status_of(reason), reason.code(), reason.text()),
         ),
     };
     let mut response = Response::new(Body::full(content));
@@ -47,8 +37,7 @@ pub fn error_page(
 pub fn internal(hop: Hop, reason: Reason, sent: bool) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status_of(reason);
-    let text =
-        HeaderValue::try_from(format!("{hop};{reason}")).expect("names and codes are plain ASCII");
+    let text = HeaderValue::try_from(format!("{hop};{reason}")).expect("names and codes are plain ASCII");
     response.headers_mut().insert(headers::REASON, text);
     let sent = HeaderValue::from_static(if sent { "1" } else { "0" });
     response.headers_mut().insert(headers::SENT, sent);
@@ -93,10 +82,7 @@ enum Format {
 
 /// The first of the types named in `Accept` that we have; weights are not worth their code here.
 fn preferred(request: &HeaderMap) -> Format {
-    let accepted = request
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
+    let accepted = request.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     for range in accepted.flat_map(|value| value.split(',')) {
         match range.split(';').next().unwrap_or("").trim() {
             "text/html" | "application/xhtml+xml" => return Format::Html,
@@ -124,11 +110,7 @@ fn problem(hop: Hop, reason: Reason, request_id: &str) -> String {
 
 fn html(hop: Hop, reason: Reason, request_id: &str) -> String {
     let status = status_of(reason);
-    let title = format!(
-        "{} {}",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or("Error")
-    );
+    let title = format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or("Error"));
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>\
          <body style=\"font:16px/1.5 system-ui;max-width:36em;margin:15vh auto;padding:0 1em\">\
@@ -179,11 +161,7 @@ mod tests {
         for sent in [false, true] {
             let response = internal(Hop::Sidecar, Reason::InstanceReset, sent);
             let read = read_internal(response.headers()).unwrap();
-            let wanted = InternalAnswer {
-                hop: Hop::Sidecar,
-                reason: Reason::InstanceReset,
-                sent,
-            };
+            let wanted = InternalAnswer { hop: Hop::Sidecar, reason: Reason::InstanceReset, sent };
             assert_eq!(read, wanted);
         }
         assert_eq!(read_internal(&HeaderMap::new()), None);

@@ -43,11 +43,7 @@ impl BodyError {
     /// An error of `side` that resets a stream with `code` (RFC 9113, section 7).
     #[must_use]
     pub fn new(side: Side, what: &'static str, code: u32) -> Self {
-        Self {
-            side,
-            what,
-            cause: h2::Error::from(h2::Reason::from(code)),
-        }
+        Self { side, what, cause: h2::Error::from(h2::Reason::from(code)) }
     }
 
     /// The HTTP/2 code that the stream was, or is to be, reset with.
@@ -104,11 +100,7 @@ impl Body {
     #[must_use]
     pub fn full(content: impl Into<Bytes>) -> Self {
         let content = content.into();
-        if content.is_empty() {
-            Self::empty()
-        } else {
-            Self::of(Inner::Full(Some(content)))
-        }
+        if content.is_empty() { Self::empty() } else { Self::of(Inner::Full(Some(content))) }
     }
 
     /// Any other source.
@@ -122,13 +114,7 @@ impl Body {
         if body.is_end_stream() {
             return Self::empty();
         }
-        Self::of(Inner::Incoming(Received {
-            body,
-            side,
-            idle_timeout,
-            timer: None,
-            armed: false,
-        }))
+        Self::of(Inner::Incoming(Received { body, side, idle_timeout, timer: None, armed: false }))
     }
 
     pub(crate) fn replay(body: ReplayBody) -> Self {
@@ -136,11 +122,7 @@ impl Body {
     }
 
     fn of(inner: Inner) -> Self {
-        Self {
-            inner,
-            held: Vec::new(),
-            count: None,
-        }
+        Self { inner, held: Vec::new(), count: None }
     }
 
     /// Keeps `guard` until the body is dropped, which is when it has been sent, or given up.
@@ -231,10 +213,7 @@ struct Received {
 }
 
 impl Received {
-    fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.armed = false;
             let side = self.side;
@@ -245,9 +224,7 @@ impl Received {
         let Some(idle_timeout) = self.idle_timeout else {
             return Poll::Pending;
         };
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_timeout)));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_timeout)));
         if !self.armed {
             timer.as_mut().reset(Instant::now() + idle_timeout);
             self.armed = true;

@@ -57,8 +57,7 @@ impl<I: AsyncRead + Unpin> Delayed<I> {
                 Poll::Ready(Ok(())) if length == 0 => self.end = Some((due, None)),
                 Poll::Ready(Ok(())) => {
                     self.queued_bytes += length;
-                    self.queue
-                        .push_back((due, Bytes::copy_from_slice(&self.scratch[..length])));
+                    self.queue.push_back((due, Bytes::copy_from_slice(&self.scratch[..length])));
                 }
             }
         }
@@ -116,11 +115,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Delayed<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Delayed<I> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
     }
 

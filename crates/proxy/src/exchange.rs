@@ -50,11 +50,7 @@ impl Exchange {
     /// The `Host` field: a host name with perhaps a port, as the client sent it.
     #[must_use]
     pub fn authority(&self) -> &str {
-        self.request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or("")
+        self.request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("")
     }
 
     /// The host of [`Self::authority`], without port; an IPv6 address keeps its brackets.
@@ -68,13 +64,9 @@ impl Exchange {
 #[must_use]
 pub fn host_of(authority: &str) -> &str {
     if authority.starts_with('[') {
-        return authority
-            .find(']')
-            .map_or(authority, |end| &authority[..=end]);
+        return authority.find(']').map_or(authority, |end| &authority[..=end]);
     }
-    authority
-        .rsplit_once(':')
-        .map_or(authority, |(host, _port)| host)
+    authority.rsplit_once(':').map_or(authority, |(host, _port)| host)
 }
 
 /// Answers requests. Called concurrently on one thread.

@@ -4,8 +4,8 @@ mod forwarded;
 mod status;
 
 pub use forwarded::{
-    ClientFacts, LOOPS_MAX, LoopDetected, add_cdn_loop, keep_request_id, keep_trace_context,
-    set_forwarded, strip_forwarded,
+    ClientFacts, LOOPS_MAX, LoopDetected, add_cdn_loop, keep_request_id, keep_trace_context, set_forwarded,
+    strip_forwarded,
 };
 pub use status::{Hops, proxy_status};
 
@@ -81,12 +81,9 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
 
 fn accepts_trailers(value: &HeaderValue) -> bool {
     value.to_str().is_ok_and(|value| {
-        value.split(',').any(|token| {
-            token
-                .split(';')
-                .next()
-                .is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers"))
-        })
+        value
+            .split(',')
+            .any(|token| token.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")))
     })
 }
 
@@ -100,11 +97,7 @@ pub(crate) fn strip_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
     // Most messages have none, and then nothing is allocated.
     let found: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| {
-            prefixes
-                .iter()
-                .any(|prefix| name.as_str().starts_with(prefix))
-        })
+        .filter(|name| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix)))
         .cloned()
         .collect();
     for name in found {
@@ -148,11 +141,7 @@ mod tests {
 
     #[test]
     fn internal_fields_are_removed_whatever_their_case() {
-        let mut headers = map(&[
-            ("Atoll-Cluster", "x"),
-            ("atoll-anything", "y"),
-            ("atollo", "z"),
-        ]);
+        let mut headers = map(&[("Atoll-Cluster", "x"), ("atoll-anything", "y"), ("atollo", "z")]);
         strip_internal(&mut headers);
         assert_eq!(headers.len(), 1);
         assert!(headers.contains_key("atollo"));

@@ -18,10 +18,7 @@ const BACKLOG: i32 = 1024;
 /// # Errors
 /// When the address can't be bound. An address that another process listens on is an error although
 /// `SO_REUSEPORT` would allow it to the same user.
-pub fn bind_workers(
-    address: SocketAddr,
-    count: usize,
-) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+pub fn bind_workers(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
     if address.port() != 0 {
         drop(bind(address, false)?);
     }
@@ -51,11 +48,7 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn bind(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -87,10 +80,7 @@ impl ConnectionCap {
     /// At most `max` at once.
     #[must_use]
     pub fn new(max: usize) -> Self {
-        Self {
-            open: Arc::default(),
-            max,
-        }
+        Self { open: Arc::default(), max }
     }
 
     /// How many are open.
@@ -106,10 +96,7 @@ impl ConnectionCap {
             return None;
         }
         metrics.connections_opened.inc();
-        Some(ConnectionPermit {
-            open: Arc::clone(&self.open),
-            metrics: metrics.clone(),
-        })
+        Some(ConnectionPermit { open: Arc::clone(&self.open), metrics: metrics.clone() })
     }
 }
 

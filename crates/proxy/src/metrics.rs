@@ -61,18 +61,14 @@ impl ProxyMetrics {
     /// Registers the metrics as `atoll_<role>_…`. Once for each role in a process.
     #[must_use]
     pub fn register(metrics: &Metrics, role: &str) -> Self {
-        let counter =
-            |name: &str, help: &str| metrics.counter(&format!("atoll_{role}_{name}"), help);
+        let counter = |name: &str, help: &str| metrics.counter(&format!("atoll_{role}_{name}"), help);
         Self {
             connections_opened: counter("connections_opened", "Connections taken"),
             connections_closed: counter("connections_closed", "Connections that have ended"),
             connections_refused: counter("connections_refused", "Connections refused at the cap"),
             handshake_errors: counter("handshake_errors", "TLS handshakes that failed"),
             accept_errors: counter("accept_errors", "Errors of accept"),
-            in_flight: metrics.gauge(
-                &format!("atoll_{role}_requests_in_flight"),
-                "Requests in flight",
-            ),
+            in_flight: metrics.gauge(&format!("atoll_{role}_requests_in_flight"), "Requests in flight"),
             panics: counter("panics", "Panics that were contained"),
             connections_cut: counter("connections_cut", "Connections cut by deadline or denial"),
             upstream_connects: counter("upstream_connects", "Connections made to the next hop"),
@@ -86,14 +82,9 @@ impl ProxyMetrics {
                 &format!("atoll_{role}_response_head_seconds"),
                 "From a request's head to its answer's head",
             ),
-            statuses: metrics.counters(
-                &format!("atoll_{role}_responses"),
-                "Answers by status class",
-            ),
-            failures: metrics.counters(
-                &format!("atoll_{role}_failures"),
-                "Answers that Atoll made, by reason",
-            ),
+            statuses: metrics.counters(&format!("atoll_{role}_responses"), "Answers by status class"),
+            failures: metrics
+                .counters(&format!("atoll_{role}_failures"), "Answers that Atoll made, by reason"),
         }
     }
 
@@ -117,11 +108,6 @@ impl ProxyMetrics {
 
     /// Counts a failure.
     pub fn failed(&self, hop: Hop, reason: Reason) {
-        self.failures
-            .get_or_create(&FailureLabels {
-                hop: hop.as_str(),
-                reason: reason.code(),
-            })
-            .inc();
+        self.failures.get_or_create(&FailureLabels { hop: hop.as_str(), reason: reason.code() }).inc();
     }
 }

@@ -127,11 +127,8 @@ impl HttpBody for ReplayBody {
         let this = self.get_mut();
         let mut state = this.shared.borrow_mut();
         if state.generation != this.generation {
-            let superseded = BodyError::new(
-                Side::Local,
-                "another try has taken over the body",
-                BodyError::CANCEL,
-            );
+            let superseded =
+                BodyError::new(Side::Local, "another try has taken over the body", BodyError::CANCEL);
             return Poll::Ready(Some(Err(superseded)));
         }
         if let Some(piece) = state.kept.get(this.piece).cloned() {
@@ -144,12 +141,7 @@ impl HttpBody for ReplayBody {
                 return Poll::Ready(None);
             }
             this.gave_trailers = true;
-            return Poll::Ready(
-                state
-                    .trailers
-                    .clone()
-                    .map(|trailers| Ok(Frame::trailers(trailers))),
-            );
+            return Poll::Ready(state.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(Pin::new(&mut state.source).poll_frame(context));
         Poll::Ready(match frame {
@@ -173,10 +165,7 @@ impl HttpBody for ReplayBody {
                     state.ended = true;
                     this.gave_trailers = true;
                     state.trailers = frame.into_trailers().ok();
-                    state
-                        .trailers
-                        .clone()
-                        .map(|trailers| Ok(Frame::trailers(trailers)))
+                    state.trailers.clone().map(|trailers| Ok(Frame::trailers(trailers)))
                 }
             },
         })
@@ -192,16 +181,14 @@ impl HttpBody for ReplayBody {
 
     fn size_hint(&self) -> SizeHint {
         let length = self.shared.borrow().length;
-        length.map_or_else(SizeHint::default, |length| {
-            SizeHint::with_exact(length.saturating_sub(self.given))
-        })
+        length
+            .map_or_else(SizeHint::default, |length| SizeHint::with_exact(length.saturating_sub(self.given)))
     }
 }
 
 impl State {
     fn keep(&mut self, data: &Bytes) {
-        let full =
-            self.kept_bytes + data.len() > self.bytes_max || self.kept.len() >= REPLAY_PIECES_MAX;
+        let full = self.kept_bytes + data.len() > self.bytes_max || self.kept.len() >= REPLAY_PIECES_MAX;
         if self.lost || self.released || full {
             self.lost = true;
             self.kept = Vec::new();

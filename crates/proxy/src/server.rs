@@ -2,8 +2,10 @@
 
 mod check;
 mod limits;
+mod mesh;
 mod serve;
 
-pub use check::{Refusal, normalize};
+pub use check::{Refusal, URI_BYTES_MAX, normalize};
 pub use limits::ServerLimits;
+pub use mesh::{AcceptError, MeshAcceptor, MeshConnection};
 pub use serve::{ConnectionEnd, HttpVersion, serve_connection};

@@ -36,13 +36,7 @@ pub struct SeverHandle(Rc<Shared>);
 /// Wraps `io`.
 pub fn severable<I>(io: I) -> (Severable<I>, SeverHandle) {
     let shared = Rc::<Shared>::default();
-    (
-        Severable {
-            io,
-            shared: Rc::clone(&shared),
-        },
-        SeverHandle(shared),
-    )
+    (Severable { io, shared: Rc::clone(&shared) }, SeverHandle(shared))
 }
 
 impl SeverHandle {
@@ -104,11 +98,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Severable<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Severable<I> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.shared.state.borrow().severed {
             return Poll::Ready(Err(cut()));

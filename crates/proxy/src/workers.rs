@@ -40,28 +40,20 @@ where
     let count = count.max(1);
     let mut ended = Vec::with_capacity(count);
     for index in 0..count {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (done, receiver) = oneshot::channel();
         let body = Arc::clone(&body);
-        std::thread::Builder::new()
-            .name(format!("{name}-{index}"))
-            .spawn(move || {
-                let work = LocalSet::new();
-                let main = AssertUnwindSafe(body(Worker { index, count })).catch_unwind();
-                let outcome = work.block_on(&runtime, main);
-                if let Err(panic) = &outcome {
-                    error!(
-                        index,
-                        panic = panic_text(panic.as_ref()),
-                        "a worker's main task panicked"
-                    );
-                }
-                drop(work);
-                // The receiver is gone when nobody waits for the workers.
-                let _unheard = done.send(outcome.is_ok());
-            })?;
+        std::thread::Builder::new().name(format!("{name}-{index}")).spawn(move || {
+            let work = LocalSet::new();
+            let main = AssertUnwindSafe(body(Worker { index, count })).catch_unwind();
+            let outcome = work.block_on(&runtime, main);
+            if let Err(panic) = &outcome {
+                error!(index, panic = panic_text(panic.as_ref()), "a worker's main task panicked");
+            }
+            drop(work);
+            // The receiver is gone when nobody waits for the workers.
+            let _unheard = done.send(outcome.is_ok());
+        })?;
         ended.push(receiver);
     }
     Ok(Workers { ended })

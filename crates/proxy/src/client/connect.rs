@@ -77,9 +77,7 @@ pub struct MeshConnector {
 
 impl std::fmt::Debug for MeshConnector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MeshConnector")
-            .field("identity", &self.identity.own_id())
-            .finish()
+        f.debug_struct("MeshConnector").field("identity", &self.identity.own_id()).finish()
     }
 }
 
@@ -97,11 +95,7 @@ impl MeshConnector {
     #[must_use]
     pub fn new(identity: &Identity, who: PeerPolicy) -> Self {
         let tls = TlsConnector::from(identity.client_config(&[b"h2"], who));
-        Self {
-            identity: identity.clone(),
-            tls,
-            read_delay: Duration::ZERO,
-        }
+        Self { identity: identity.clone(), tls, read_delay: Duration::ZERO }
     }
 
     /// Delays all that is read: a simulated distance, as a whole round trip.
@@ -112,30 +106,21 @@ impl MeshConnector {
     }
 
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Connected, ConnectError> {
-        let tcp = TcpStream::connect(address)
-            .await
-            .map_err(|cause| ConnectError::Tcp { address, cause })?;
-        tcp.set_nodelay(true)
-            .map_err(|cause| ConnectError::Tcp { address, cause })?;
+        let tcp = TcpStream::connect(address).await.map_err(|cause| ConnectError::Tcp { address, cause })?;
+        tcp.set_nodelay(true).map_err(|cause| ConnectError::Tcp { address, cause })?;
         let tls = self
             .tls
             .connect(mesh_server_name(), Delayed::new(tcp, self.read_delay))
             .await
             .map_err(|cause| ConnectError::Tls { address, cause })?;
         let certificates = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer =
-            Identity::peer_of(certificates).map_err(|_fault| ConnectError::Peer { address })?;
+        let peer = Identity::peer_of(certificates).map_err(|_fault| ConnectError::Peer { address })?;
         let guard = self
             .identity
             .connections()
             .admit(&peer)
             .map_err(|cause| ConnectError::Denied { address, cause })?;
         let (stream, handle) = severable(tls);
-        Ok(Connected {
-            stream,
-            handle,
-            guard,
-            peer: Arc::new(peer),
-        })
+        Ok(Connected { stream, handle, guard, peer: Arc::new(peer) })
     }
 }

@@ -37,34 +37,19 @@ pub struct SendError {
 }
 
 impl SendError {
-    pub(crate) fn unsent(
-        fault: SendFault,
-        detail: impl Into<String>,
-        request: Request<Body>,
-    ) -> Self {
-        Self {
-            fault,
-            sent: false,
-            request: Some(Box::new(request)),
-            detail: detail.into(),
-        }
+    pub(crate) fn unsent(fault: SendFault, detail: impl Into<String>, request: Request<Body>) -> Self {
+        Self { fault, sent: false, request: Some(Box::new(request)), detail: detail.into() }
     }
 
     pub(crate) fn sent(fault: SendFault, detail: impl Into<String>) -> Self {
-        Self {
-            fault,
-            sent: true,
-            request: None,
-            detail: detail.into(),
-        }
+        Self { fault, sent: true, request: None, detail: detail.into() }
     }
 
     /// Classifies what hyper says of a request that it had taken.
     pub(crate) fn from_hyper(error: &hyper::Error) -> Self {
         let h2 = h2_of(error);
         let refused = h2.is_some_and(|error| {
-            error.is_remote()
-                && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
         });
         let fault = if refused {
             SendFault::Refused
@@ -75,12 +60,7 @@ impl SendError {
         } else {
             SendFault::Reset
         };
-        Self {
-            fault,
-            sent: !refused,
-            request: None,
-            detail: chain(error),
-        }
+        Self { fault, sent: !refused, request: None, detail: chain(error) }
     }
 }
 

@@ -88,12 +88,7 @@ impl H1Pool {
     /// No connection yet. Must be called on a worker.
     #[must_use]
     pub fn new(config: H1Config, metrics: ProxyMetrics) -> Self {
-        let pool = Rc::new(Pool {
-            config,
-            metrics,
-            idle: RefCell::default(),
-            open: Rc::default(),
-        });
+        let pool = Rc::new(Pool { config, metrics, idle: RefCell::default(), open: Rc::default() });
         let weak = Rc::downgrade(&pool);
         let every = pool.config.idle_timeout / 2;
         spawn_task("idle connections", &pool.metrics, async move {
@@ -139,10 +134,7 @@ impl H1Pool {
                 (None, _) => None,
             };
             let Some(again) = again else {
-                return Err(SendError {
-                    request: None,
-                    ..error
-                });
+                return Err(SendError { request: None, ..error });
             };
             self.0.metrics.stale_retries.inc();
             request = again;
@@ -156,10 +148,7 @@ impl H1Pool {
     async fn connect(&self) -> Result<Connection, (SendFault, String)> {
         let config = &self.0.config;
         if self.0.open.get() >= config.connections_max && !self.0.drop_oldest() {
-            return Err((
-                SendFault::Full,
-                "as many connections as there may be".to_owned(),
-            ));
+            return Err((SendFault::Full, "as many connections as there may be".to_owned()));
         }
         self.0.open.set(self.0.open.get() + 1);
         let open = OpenCount(Rc::clone(&self.0.open));
@@ -171,8 +160,7 @@ impl H1Pool {
             .await
             .map_err(|_elapsed| failed("no connection in time".to_owned()))?
             .map_err(|error| failed(error.to_string()))?;
-        tcp.set_nodelay(true)
-            .map_err(|error| failed(error.to_string()))?;
+        tcp.set_nodelay(true).map_err(|error| failed(error.to_string()))?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(100)
             .max_buf_size(64 * 1024)
@@ -185,10 +173,7 @@ impl H1Pool {
                 debug!(error = chain(&error), "a connection to the instance ended");
             }
         });
-        Ok(Connection {
-            sender,
-            _open: open,
-        })
+        Ok(Connection { sender, _open: open })
     }
 
     async fn exchange(
@@ -200,15 +185,10 @@ impl H1Pool {
         let upload = count_upload(&mut request);
         let answer = connection.sender.try_send_request(request);
         let Some(answer) = within(timeouts.head, upload.as_ref(), answer).await else {
-            return Err(SendError::sent(
-                SendFault::Timeout,
-                "no response head in time",
-            ));
+            return Err(SendError::sent(SendFault::Timeout, "no response head in time"));
         };
         let response = answer.map_err(|mut failed| match failed.take_message() {
-            Some(request) => {
-                SendError::unsent(SendFault::Reset, "the connection had ended", request)
-            }
+            Some(request) => SendError::unsent(SendFault::Reset, "the connection had ended", request),
             None => SendError::from_hyper(failed.error()),
         })?;
         let pool = Rc::downgrade(&self.0);
@@ -244,10 +224,7 @@ impl Pool {
     fn put_idle(&self, connection: Connection) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.config.idle_max {
-            idle.push(Idle {
-                connection,
-                since: Instant::now(),
-            });
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 

@@ -111,10 +111,7 @@ impl PeerConnection {
     /// As [`H2Peer::send`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let mut sender = self.sender.clone();
-        let response = sender
-            .send_request(to_http2(request))
-            .await
-            .map_err(|e| SendError::from_hyper(&e))?;
+        let response = sender.send_request(to_http2(request)).await.map_err(|e| SendError::from_hyper(&e))?;
         Ok(response.map(|body| Body::incoming(body, Side::Upstream, None)))
     }
 }
@@ -178,9 +175,7 @@ impl H2Peer {
         metrics: ProxyMetrics,
         hook: Option<ConnectionHook>,
     ) -> Self {
-        let slots = (0..config.connections.max(1))
-            .map(|_| Slot::default())
-            .collect();
+        let slots = (0..config.connections.max(1)).map(|_| Slot::default()).collect();
         let inner = Rc::new(Inner {
             config,
             connector,
@@ -209,12 +204,7 @@ impl H2Peer {
     /// How many connections take requests.
     #[must_use]
     pub fn connected(&self) -> usize {
-        self.0
-            .inner
-            .slots
-            .iter()
-            .filter(|slot| slot.is_open())
-            .count()
+        self.0.inner.slots.iter().filter(|slot| slot.is_open()).count()
     }
 
     /// Requests in flight.
@@ -265,10 +255,7 @@ impl H2Peer {
             let mut sender = picked.sender;
             let answer = sender.try_send_request(request);
             let Some(answer) = within(timeouts.head, upload.as_ref(), answer).await else {
-                return Err(SendError::sent(
-                    SendFault::Timeout,
-                    "no response head in time",
-                ));
+                return Err(SendError::sent(SendFault::Timeout, "no response head in time"));
             };
             match answer {
                 Ok(response) => {
@@ -283,11 +270,7 @@ impl H2Peer {
                 },
             }
         }
-        Err(SendError::unsent(
-            SendFault::Refused,
-            "the peer's connections are closing",
-            request,
-        ))
+        Err(SendError::unsent(SendFault::Refused, "the peer's connections are closing", request))
     }
 
     /// The open connection with the fewest streams; waits for one that is being made.
@@ -301,24 +284,13 @@ impl H2Peer {
                 if found.streams.get() < found.streams_max.min(inner.config.streams_max) {
                     return Ok(found);
                 }
-                return Err((
-                    SendFault::Full,
-                    "every connection has its most streams".to_owned(),
-                ));
+                return Err((SendFault::Full, "every connection has its most streams".to_owned()));
             }
             let coming = |phase| matches!(phase, Phase::Idle | Phase::Connecting);
             if !inner.slots.iter().any(|slot| coming(slot.phase())) {
                 let retired = inner.slots.iter().any(Slot::is_retired);
-                let fault = if retired {
-                    SendFault::Refused
-                } else {
-                    SendFault::Connect
-                };
-                let why = if retired {
-                    "the peer is shutting down"
-                } else {
-                    "no connection"
-                };
+                let fault = if retired { SendFault::Refused } else { SendFault::Connect };
+                let why = if retired { "the peer is shutting down" } else { "no connection" };
                 return Err((fault, self.last_error().unwrap_or_else(|| why.to_owned())));
             }
             inner.wanted.notify_waiters();

@@ -18,10 +18,7 @@ pub struct SendTimeouts {
 
 impl Default for SendTimeouts {
     fn default() -> Self {
-        Self {
-            head: Duration::from_secs(30),
-            body_idle: None,
-        }
+        Self { head: Duration::from_secs(30), body_idle: None }
     }
 }
 

@@ -59,9 +59,7 @@ impl Slot {
 
     pub(crate) fn candidate(&self) -> Option<Picked> {
         let open = self.open.borrow();
-        let open = open
-            .as_ref()
-            .filter(|open| !open.retired.get() && !open.sender.is_closed())?;
+        let open = open.as_ref().filter(|open| !open.retired.get() && !open.sender.is_closed())?;
         Some(Picked {
             sender: open.sender.clone(),
             streams: Rc::clone(&open.streams),
@@ -70,24 +68,15 @@ impl Slot {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.open
-            .borrow()
-            .as_ref()
-            .is_some_and(|open| !open.retired.get() && !open.sender.is_closed())
+        self.open.borrow().as_ref().is_some_and(|open| !open.retired.get() && !open.sender.is_closed())
     }
 
     pub(crate) fn is_retired(&self) -> bool {
-        self.open
-            .borrow()
-            .as_ref()
-            .is_some_and(|open| open.retired.get())
+        self.open.borrow().as_ref().is_some_and(|open| open.retired.get())
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        self.open
-            .borrow()
-            .as_ref()
-            .map_or(0, |open| open.streams.get())
+        self.open.borrow().as_ref().map_or(0, |open| open.streams.get())
     }
 
     pub(crate) fn last_error(&self) -> Option<String> {
@@ -118,11 +107,7 @@ pub(crate) async fn keep_connected(inner: Rc<Inner>, index: usize) {
                 enter(Phase::Open);
                 driver.await;
                 *slot.open.borrow_mut() = None;
-                failures = if started.elapsed() > LIVED {
-                    0
-                } else {
-                    failures + 1
-                };
+                failures = if started.elapsed() > LIVED { 0 } else { failures + 1 };
             }
             Err(error) => {
                 inner.metrics.upstream_connect_errors.inc();
@@ -141,28 +126,17 @@ pub(crate) async fn keep_connected(inner: Rc<Inner>, index: usize) {
 
 /// Doubles with each failure; between half and the whole of it, so that peers don't come back at once.
 fn backoff(inner: &Inner, failures: u32) -> Duration {
-    let doubled = inner
-        .config
-        .backoff_min
-        .saturating_mul(1 << failures.saturating_sub(1).min(10));
+    let doubled = inner.config.backoff_min.saturating_mul(1 << failures.saturating_sub(1).min(10));
     let ceiling = doubled.min(inner.config.backoff_max);
     ceiling.mul_f64(rand::rng().random_range(0.5..=1.0))
 }
 
 /// Connects, publishes the connection, and returns the future that drives it to its end.
-async fn open(
-    inner: &Rc<Inner>,
-    index: usize,
-) -> Result<Pin<Box<dyn Future<Output = ()>>>, ConnectError> {
+async fn open(inner: &Rc<Inner>, index: usize) -> Result<Pin<Box<dyn Future<Output = ()>>>, ConnectError> {
     let address = inner.config.address;
     let within = inner.config.connect_timeout;
     let connecting = async {
-        let Connected {
-            stream,
-            handle,
-            guard,
-            peer,
-        } = inner.connector.connect(address).await?;
+        let Connected { stream, handle, guard, peer } = inner.connector.connect(address).await?;
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(inner.config.stream_window)
@@ -194,13 +168,7 @@ async fn open(
         retired: Rc::clone(&retired),
     });
 
-    let for_hook = PeerConnection {
-        index,
-        peer,
-        sender,
-        streams,
-        retired,
-    };
+    let for_hook = PeerConnection { index, peer, sender, streams, retired };
     let hook = inner.hook.as_ref().map(|hook| hook(for_hook));
     let watched = Rc::clone(inner);
     // A task of its own: after GOAWAY the slot goes on while the old connection still has streams.

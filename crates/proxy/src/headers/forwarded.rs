@@ -45,10 +45,7 @@ pub fn set_forwarded(headers: &mut HeaderMap, client: ClientFacts<'_>) {
         IpAddr::V6(ip) => format!("\"[{ip}]\""),
     };
     // A checked authority has no quote and no backslash; one that isn't a valid value is left out.
-    let forwarded = format!(
-        "for={node};proto={};host=\"{}\"",
-        client.scheme, client.authority
-    );
+    let forwarded = format!("for={node};proto={};host=\"{}\"", client.scheme, client.authority);
     let fields = [
         ("x-forwarded-for", client.ip.to_string()),
         ("x-forwarded-proto", client.scheme.to_owned()),
@@ -80,9 +77,7 @@ pub fn keep_request_id(headers: &mut HeaderMap, random: u128) -> String {
 fn is_request_id(id: &str) -> bool {
     !id.is_empty()
         && id.len() <= REQUEST_ID_BYTES_MAX
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// Keeps `traceparent` and `tracestate` if they are valid (W3C Trace Context), else removes both.
@@ -95,21 +90,14 @@ pub fn keep_trace_context(headers: &mut HeaderMap) {
     if !valid {
         headers.remove(&TRACEPARENT);
     }
-    let state_bytes: usize = headers
-        .get_all(&TRACESTATE)
-        .iter()
-        .map(HeaderValue::len)
-        .sum();
+    let state_bytes: usize = headers.get_all(&TRACESTATE).iter().map(HeaderValue::len).sum();
     if !valid || state_bytes > TRACESTATE_BYTES_MAX {
         headers.remove(&TRACESTATE);
     }
 }
 
 fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |part: &[u8]| {
-        part.iter()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
-    };
+    let hex = |part: &[u8]| part.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
     let some = |part: &[u8]| part.iter().any(|b| *b != b'0');
     let Some(head) = value.get(..55) else {
         return false;
@@ -135,12 +123,7 @@ pub fn add_cdn_loop(headers: &mut HeaderMap) -> Result<(), LoopDetected> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter(|entry| {
-            entry
-                .split(';')
-                .next()
-                .is_some_and(|id| id.trim().eq_ignore_ascii_case(CDN_ID))
-        })
+        .filter(|entry| entry.split(';').next().is_some_and(|id| id.trim().eq_ignore_ascii_case(CDN_ID)))
         .count();
     if passed >= LOOPS_MAX {
         return Err(LoopDetected);
@@ -163,29 +146,14 @@ mod tests {
         strip_forwarded(&mut headers);
         assert!(headers.is_empty());
         let ip = "2001:db8::1".parse().unwrap();
-        set_forwarded(
-            &mut headers,
-            ClientFacts {
-                ip,
-                scheme: "https",
-                authority: "a.b:8443",
-            },
-        );
+        set_forwarded(&mut headers, ClientFacts { ip, scheme: "https", authority: "a.b:8443" });
         assert_eq!(headers["x-forwarded-for"], "2001:db8::1");
-        assert_eq!(
-            headers["forwarded"],
-            "for=\"[2001:db8::1]\";proto=https;host=\"a.b:8443\""
-        );
+        assert_eq!(headers["forwarded"], "for=\"[2001:db8::1]\";proto=https;host=\"a.b:8443\"");
     }
 
     #[test]
     fn request_ids_are_kept_only_when_they_are_well_formed() {
-        for (given, kept) in [
-            ("abc-1.2_Z", true),
-            ("", false),
-            ("a b", false),
-            ("a\"b", false),
-        ] {
+        for (given, kept) in [("abc-1.2_Z", true), ("", false), ("a b", false), ("a\"b", false)] {
             let mut headers = HeaderMap::new();
             headers.insert("x-request-id", given.parse().unwrap());
             let id = keep_request_id(&mut headers, 7);
@@ -209,9 +177,8 @@ mod tests {
             good.replace("0af7651916cd43dd8448eb211c80319c", &"0".repeat(32)),
             good[..54].to_owned(),
         ];
-        for (value, kept) in [(good.to_owned(), true), (more, true)]
-            .into_iter()
-            .chain(bad.map(|v| (v, false)))
+        for (value, kept) in
+            [(good.to_owned(), true), (more, true)].into_iter().chain(bad.map(|v| (v, false)))
         {
             let mut headers = HeaderMap::new();
             headers.insert("traceparent", value.parse().unwrap());

@@ -7,11 +7,7 @@ use std::fmt;
 /// `Proxy-Status` (RFC 9209) for an answer that `hop` made.
 #[must_use]
 pub fn proxy_status(hop: Hop, reason: Reason) -> HeaderValue {
-    let text = format!(
-        "atoll-{hop}; error={}; details=\"{}\"",
-        reason.proxy_error(),
-        reason.code()
-    );
+    let text = format!("atoll-{hop}; error={}; details=\"{}\"", reason.proxy_error(), reason.code());
     HeaderValue::try_from(text).expect("names and codes are plain ASCII")
 }
 
@@ -55,11 +51,7 @@ impl Hops {
 
 impl fmt::Display for Hops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts = [
-            ("gw", self.gateway_us),
-            ("sc", self.sidecar_us),
-            ("app", self.app_us),
-        ];
+        let parts = [("gw", self.gateway_us), ("sc", self.sidecar_us), ("app", self.app_us)];
         let mut separator = "";
         for (name, value) in parts {
             if let Some(value) = value {
@@ -81,20 +73,13 @@ mod tests {
             let value = proxy_status(Hop::Sidecar, *reason);
             let text = value.to_str().unwrap_or_default();
             assert!(text.starts_with("atoll-sidecar; error="), "{text}");
-            assert!(
-                text.ends_with(&format!("details=\"{}\"", reason.code())),
-                "{text}"
-            );
+            assert!(text.ends_with(&format!("details=\"{}\"", reason.code())), "{text}");
         }
     }
 
     #[test]
     fn hops_round_trip() {
-        let hops = Hops {
-            gateway_us: Some(1),
-            sidecar_us: Some(2),
-            app_us: None,
-        };
+        let hops = Hops { gateway_us: Some(1), sidecar_us: Some(2), app_us: None };
         assert_eq!(hops.to_string(), "gw=1,sc=2");
         assert_eq!(Hops::parse("gw=1, sc=2,x,future=3"), hops);
     }

@@ -20,17 +20,11 @@ pub struct Refusal {
 }
 
 const fn refuse(reason: Reason) -> Refusal {
-    Refusal {
-        reason,
-        close: false,
-    }
+    Refusal { reason, close: false }
 }
 
 const fn malformed() -> Refusal {
-    Refusal {
-        reason: Reason::BadRequest,
-        close: true,
-    }
+    Refusal { reason: Reason::BadRequest, close: true }
 }
 
 /// Checks the head; then its URI is path and query alone, and it has exactly one `Host`.
@@ -41,43 +35,42 @@ pub fn normalize(head: &mut request::Parts) -> Result<(), Refusal> {
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(refuse(Reason::MethodRefused));
     }
-    let target = head
-        .uri
-        .path_and_query()
-        .map_or(0, |path| path.as_str().len());
+    let target = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
     if target > URI_BYTES_MAX {
         return Err(refuse(Reason::UriTooLong));
     }
     check_framing(head)?;
     let authority = authority(head)?;
-    let path = head
-        .uri
-        .path_and_query()
-        .cloned()
-        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     if path.as_str() == "*" && head.method != Method::OPTIONS {
         return Err(malformed());
     }
     let host = HeaderValue::from_str(authority.as_str()).map_err(|_invalid| malformed())?;
     head.headers.insert(header::HOST, host);
+    join_cookies(head)?;
     head.uri = Uri::from(path);
     Ok(())
 }
 
+/// HTTP/2 may send cookies in pieces, which HTTP/1.1 does not know (RFC 9113, section 8.2.3).
+fn join_cookies(head: &mut request::Parts) -> Result<(), Refusal> {
+    let pieces: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if pieces.len() > 1 {
+        let joined = pieces.join(&b"; "[..]);
+        let joined = HeaderValue::from_bytes(&joined).map_err(|_invalid| malformed())?;
+        head.headers.insert(header::COOKIE, joined);
+    }
+    Ok(())
+}
+
 fn check_framing(head: &request::Parts) -> Result<(), Refusal> {
-    let encodings: Vec<&HeaderValue> = head
-        .headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .collect();
+    let encodings: Vec<&HeaderValue> = head.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
     let chunked = match encodings.as_slice() {
         [] => false,
         [one] if one.as_bytes().eq_ignore_ascii_case(b"chunked") => true,
         _ => return Err(malformed()),
     };
-    if chunked
-        && (head.version != Version::HTTP_11 || head.headers.contains_key(header::CONTENT_LENGTH))
-    {
+    if chunked && (head.version != Version::HTTP_11 || head.headers.contains_key(header::CONTENT_LENGTH)) {
         return Err(malformed());
     }
     Ok(())
@@ -91,11 +84,7 @@ fn authority(head: &request::Parts) -> Result<Authority, Refusal> {
         (Some(host), None) => Some(checked(host.as_bytes())?),
         (Some(_), Some(_)) => return Err(malformed()),
     };
-    let target = head
-        .uri
-        .authority()
-        .map(|target| checked(target.as_str().as_bytes()))
-        .transpose()?;
+    let target = head.uri.authority().map(|target| checked(target.as_str().as_bytes())).transpose()?;
     match (host, target) {
         // RFC 9112 asks for Host also beside an absolute target.
         (None, Some(_)) if head.version < Version::HTTP_2 => Err(malformed()),
@@ -114,10 +103,7 @@ fn checked(text: &[u8]) -> Result<Authority, Refusal> {
     let host = host_of(text);
     let port = &text[host.len()..];
     let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-    let host_ok = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
+    let host_ok = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.len() <= 255 && host.bytes().all(name),
     };
@@ -125,11 +111,7 @@ fn checked(text: &[u8]) -> Result<Authority, Refusal> {
         Some(digits) => digits.bytes().all(|b| b.is_ascii_digit()) && digits.parse::<u16>().is_ok(),
         None => port.is_empty(),
     };
-    if host_ok && port_ok {
-        Ok(authority)
-    } else {
-        Err(malformed())
-    }
+    if host_ok && port_ok { Ok(authority) } else { Err(malformed()) }
 }
 
 #[cfg(test)]
@@ -150,26 +132,13 @@ mod tests {
     fn every_version_comes_to_one_form() {
         for mut head in [
             head(Version::HTTP_11, "/a?b", &[("host", "x.example:81")]),
-            head(
-                Version::HTTP_11,
-                "http://x.example:81/a?b",
-                &[("host", "X.example:81")],
-            ),
+            head(Version::HTTP_11, "http://x.example:81/a?b", &[("host", "X.example:81")]),
             head(Version::HTTP_2, "https://x.example:81/a?b", &[]),
-            head(
-                Version::HTTP_2,
-                "https://x.example:81/a?b",
-                &[("host", "x.example:81")],
-            ),
+            head(Version::HTTP_2, "https://x.example:81/a?b", &[("host", "x.example:81")]),
         ] {
             normalize(&mut head).unwrap();
             assert_eq!(head.uri.to_string(), "/a?b");
-            assert!(
-                head.headers["host"]
-                    .to_str()
-                    .unwrap()
-                    .eq_ignore_ascii_case("x.example:81")
-            );
+            assert!(head.headers["host"].to_str().unwrap().eq_ignore_ascii_case("x.example:81"));
         }
     }
 
@@ -190,39 +159,19 @@ mod tests {
             (Version::HTTP_11, "http://a/", &[]),
             (Version::HTTP_2, "https://a/", &[("host", "b")]),
             (Version::HTTP_2, "https://u@a/", &[]),
+            (Version::HTTP_11, "/", &[("host", "a"), ("transfer-encoding", "gzip, chunked")]),
+            (Version::HTTP_11, "/", &[("host", "a"), ("transfer-encoding", "identity")]),
             (
                 Version::HTTP_11,
                 "/",
-                &[("host", "a"), ("transfer-encoding", "gzip, chunked")],
-            ),
-            (
-                Version::HTTP_11,
-                "/",
-                &[("host", "a"), ("transfer-encoding", "identity")],
+                &[("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
             ),
             (
                 Version::HTTP_11,
                 "/",
-                &[
-                    ("host", "a"),
-                    ("transfer-encoding", "chunked"),
-                    ("transfer-encoding", "chunked"),
-                ],
+                &[("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "1")],
             ),
-            (
-                Version::HTTP_11,
-                "/",
-                &[
-                    ("host", "a"),
-                    ("transfer-encoding", "chunked"),
-                    ("content-length", "1"),
-                ],
-            ),
-            (
-                Version::HTTP_2,
-                "https://a/",
-                &[("transfer-encoding", "chunked")],
-            ),
+            (Version::HTTP_2, "https://a/", &[("transfer-encoding", "chunked")]),
         ];
         for (version, uri, fields) in bad {
             let refusal = normalize(&mut head(*version, uri, fields));

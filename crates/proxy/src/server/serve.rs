@@ -64,12 +64,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Handler,
 {
-    let server = Rc::new(Server {
-        info,
-        limits: limits.clone(),
-        handler,
-        metrics: metrics.clone(),
-    });
+    let server = Rc::new(Server { info, limits: limits.clone(), handler, metrics: metrics.clone() });
     let service = service_fn(move |request| {
         let server = Rc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request).await) }
@@ -84,13 +79,7 @@ where
                 .max_buf_size(64 * 1024)
                 .half_close(false)
                 .serve_connection(io, service);
-            drive(
-                connection,
-                |connection| connection.graceful_shutdown(),
-                drain,
-                metrics,
-            )
-            .await
+            drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
         }
         HttpVersion::H2 => {
             let connection = http2::Builder::new(LocalExecutor)
@@ -105,13 +94,7 @@ where
                 .keep_alive_interval(limits.keep_alive)
                 .keep_alive_timeout(limits.keep_alive / 2)
                 .serve_connection(io, service);
-            drive(
-                connection,
-                |connection| connection.graceful_shutdown(),
-                drain,
-                metrics,
-            )
-            .await
+            drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
         }
     }
 }
@@ -180,40 +163,21 @@ impl<H: Handler> Server<H> {
             Ok(()) => {
                 let body = Body::incoming(body, Side::Client, Some(self.limits.body_idle_timeout));
                 let request = Request::from_parts(head, body);
-                self.handle(Exchange {
-                    request,
-                    connection: Arc::clone(&self.info),
-                    started,
-                })
-                .await
+                self.handle(Exchange { request, connection: Arc::clone(&self.info), started }).await
             }
         };
         self.metrics.answered(response.status().as_u16());
-        self.metrics
-            .head_seconds
-            .observe(started.elapsed().as_secs_f64());
+        self.metrics.head_seconds.observe(started.elapsed().as_secs_f64());
         response.map(|body| body.holding(in_flight))
     }
 
     async fn handle(&self, exchange: Exchange) -> Response<Body> {
-        match AssertUnwindSafe(self.handler.handle(exchange))
-            .catch_unwind()
-            .await
-        {
+        match AssertUnwindSafe(self.handler.handle(exchange)).catch_unwind().await {
             Ok(response) => response,
             Err(panic) => {
                 self.metrics.panics.inc();
-                error!(
-                    panic = panic_text(panic.as_ref()),
-                    "a request's handler panicked"
-                );
-                self.refuse(
-                    &HeaderMap::new(),
-                    Refusal {
-                        reason: Reason::Internal,
-                        close: false,
-                    },
-                )
+                error!(panic = panic_text(panic.as_ref()), "a request's handler panicked");
+                self.refuse(&HeaderMap::new(), Refusal { reason: Reason::Internal, close: false })
             }
         }
     }
@@ -221,24 +185,12 @@ impl<H: Handler> Server<H> {
     fn refuse(&self, request: &HeaderMap, refusal: Refusal) -> Response<Body> {
         self.metrics.failed(self.limits.hop, refusal.reason);
         let mut response = if self.limits.internal {
-            answer::internal(
-                self.limits.hop,
-                refusal.reason,
-                refusal.reason == Reason::Internal,
-            )
+            answer::internal(self.limits.hop, refusal.reason, refusal.reason == Reason::Internal)
         } else {
             answer::error_page(self.limits.hop, refusal.reason, request, "")
         };
-        if refusal.close
-            && self
-                .info
-                .tls
-                .as_ref()
-                .is_none_or(|tls| tls.alpn.as_deref() != Some(b"h2"))
-        {
-            response
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if refusal.close && self.info.tls.as_ref().is_none_or(|tls| tls.alpn.as_deref() != Some(b"h2")) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

@@ -172,18 +172,12 @@ async fn control(shared: Rc<Shared>, connection: PeerConnection) {
             return;
         }
         Err(_elapsed) => {
-            warn!(
-                gateway,
-                "the gateway does not answer the tunnel's control stream"
-            );
+            warn!(gateway, "the gateway does not answer the tunnel's control stream");
             return;
         }
     };
     let mut session = Session {
-        live: Live {
-            shared: Rc::clone(&shared),
-            id: rand::random(),
-        },
+        live: Live { shared: Rc::clone(&shared), id: rand::random() },
         shared,
         connection,
         writer,
@@ -265,13 +259,9 @@ impl Session {
                 self.shared.update(|state| state.rtt = Some(rtt));
             }
             Frame::Headroom(Headroom { clusters }) => {
-                let headroom = clusters
-                    .into_iter()
-                    .take(CLUSTERS_MAX)
-                    .map(|c| (c.cluster.clone(), c))
-                    .collect();
-                self.shared
-                    .update(|state| state.headroom = Arc::new(headroom));
+                let headroom =
+                    clusters.into_iter().take(CLUSTERS_MAX).map(|c| (c.cluster.clone(), c)).collect();
+                self.shared.update(|state| state.headroom = Arc::new(headroom));
             }
             Frame::Drain(_) => {
                 self.draining = true;

@@ -36,10 +36,7 @@ pub(crate) struct FrameReader {
 
 impl FrameReader {
     pub(crate) fn new(body: Body) -> Self {
-        Self {
-            body,
-            buffer: BytesMut::new(),
-        }
+        Self { body, buffer: BytesMut::new() }
     }
 
     /// The next frame that this version knows; `None` at the end. Cancel-safe.
@@ -122,9 +119,7 @@ impl HttpBody for FrameBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, BodyError>>> {
-        self.0
-            .poll_recv(context)
-            .map(|bytes| bytes.map(|bytes| Ok(http_body::Frame::data(bytes))))
+        self.0.poll_recv(context).map(|bytes| bytes.map(|bytes| Ok(http_body::Frame::data(bytes))))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -173,13 +168,7 @@ mod tests {
 
     #[test]
     fn large_and_cut_frames_are_errors() {
-        assert!(matches!(
-            read_all(vec![Bytes::from_static(&[0, 2, 0, 0])]),
-            Err(FrameError::TooLarge(_))
-        ));
-        assert!(matches!(
-            read_all(vec![Bytes::from_static(&[0, 0, 0, 9, 1])]),
-            Err(FrameError::Cut)
-        ));
+        assert!(matches!(read_all(vec![Bytes::from_static(&[0, 2, 0, 0])]), Err(FrameError::TooLarge(_))));
+        assert!(matches!(read_all(vec![Bytes::from_static(&[0, 0, 0, 9, 1])]), Err(FrameError::Cut)));
     }
 }

@@ -37,9 +37,7 @@ pub struct ControlStream {
 
 impl std::fmt::Debug for ControlStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ControlStream")
-            .field("node", &self.node)
-            .finish_non_exhaustive()
+        f.debug_struct("ControlStream").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
