@@ -1,6 +1,6 @@
 //! A key that signs certificates, with its own certificate, in one file.
 
-use crate::ca::CaError;
+use crate::error::CaError;
 use atoll_identity::material::pem_certificates;
 use atoll_process::files::write_atomic;
 use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -23,9 +23,7 @@ pub(crate) struct Authority {
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority")
-            .field("not_after_ms", &self.not_after_ms)
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("not_after_ms", &self.not_after_ms).finish_non_exhaustive()
     }
 }
 
@@ -47,15 +45,8 @@ impl Authority {
         let not_before_ms = ms(read.validity().not_before.timestamp());
         let not_after_ms = ms(read.validity().not_after.timestamp());
         let uri = uri(&read);
-        let issuer =
-            Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
-        Ok(Self {
-            certificate,
-            issuer,
-            not_before_ms,
-            not_after_ms,
-            uri,
-        })
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
+        Ok(Self { certificate, issuer, not_before_ms, not_after_ms, uri })
     }
 
     /// Reads it from `path`; `None` if there is no such file.
@@ -64,17 +55,11 @@ impl Authority {
             Ok(pem) => pem,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
-                return Err(CaError::File {
-                    path: path.to_owned(),
-                    source,
-                });
+                return Err(CaError::file(path, source));
             }
         };
         let authority = Self::from_pem(&pem);
-        authority.map(Some).map_err(|why| CaError::Damaged {
-            path: path.to_owned(),
-            why,
-        })
+        authority.map(Some).map_err(|why| CaError::damaged(path, why))
     }
 
     fn from_pem(pem: &[u8]) -> Result<Self, Damage> {
@@ -92,21 +77,14 @@ impl Authority {
         let key = self.issuer.key().serialize_der();
         let pem = atoll_identity::material::pem("PRIVATE KEY", &key)
             + &pem_certificates(std::slice::from_ref(&self.certificate));
-        write_atomic(path, pem.as_bytes(), 0o600).map_err(|source| CaError::File {
-            path: path.to_owned(),
-            source,
-        })
+        write_atomic(path, pem.as_bytes(), 0o600).map_err(|source| CaError::file(path, source))
     }
 }
 
 fn uri(certificate: &X509Certificate<'_>) -> Option<String> {
     let names = certificate.subject_alternative_name().ok().flatten()?;
-    names
-        .value
-        .general_names
-        .iter()
-        .find_map(|name| match name {
-            GeneralName::URI(uri) => Some((*uri).to_owned()),
-            _ => None,
-        })
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    })
 }

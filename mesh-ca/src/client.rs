@@ -15,10 +15,7 @@ pub struct JoinKeys {
 impl JoinKeys {
     /// New ones.
     pub fn generate() -> Result<Self, KeyError> {
-        Ok(Self {
-            tls: TlsKey::generate()?,
-            record: RecordKey::generate()?,
-        })
+        Ok(Self { tls: TlsKey::generate()?, record: RecordKey::generate()? })
     }
 }
 
@@ -30,14 +27,8 @@ impl JoinKeys {
 pub fn renew_at_ms(not_before_ms: u64, not_after_ms: u64, random: u64) -> u64 {
     let life_ms = not_after_ms.saturating_sub(not_before_ms);
     let spread_ms = life_ms / 10;
-    let early_ms = if spread_ms == 0 {
-        0
-    } else {
-        random % (spread_ms + 1)
-    };
-    not_before_ms
-        .saturating_add(life_ms / 2)
-        .saturating_sub(early_ms)
+    let early_ms = if spread_ms == 0 { 0 } else { random % (spread_ms + 1) };
+    not_before_ms.saturating_add(life_ms / 2).saturating_sub(early_ms)
 }
 
 /// How long to wait after the `failures`th failure in a row (from 1): it doubles from a second to five
@@ -47,16 +38,10 @@ pub fn renew_at_ms(not_before_ms: u64, not_after_ms: u64, random: u64) -> u64 {
 pub fn retry_after(failures: u32, left: Duration, random: u64) -> Duration {
     const FIRST_MS: u64 = 1_000;
     const LONGEST_MS: u64 = 5 * 60 * 1_000;
-    let doubled = FIRST_MS
-        .saturating_mul(1 << failures.saturating_sub(1).min(16))
-        .min(LONGEST_MS);
+    let doubled = FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST_MS);
     let tenth = u64::try_from(left.as_millis() / 10).unwrap_or(u64::MAX);
     // One that has ended is tried at the full pace of the backoff.
-    let bounded = if left.is_zero() {
-        doubled
-    } else {
-        doubled.min(tenth)
-    };
+    let bounded = if left.is_zero() { doubled } else { doubled.min(tenth) };
     Duration::from_millis((bounded - random % (bounded / 2 + 1)).max(100))
 }
 
@@ -84,19 +69,12 @@ mod tests {
     #[test]
     fn renewals_of_certificates_issued_together_are_spread() {
         let day = 86_400_000;
-        let mut at: Vec<u64> = (0..1000u64)
-            .map(|i| renew_at_ms(0, 2 * day, i.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-            .collect();
+        let mut at: Vec<u64> =
+            (0..1000u64).map(|i| renew_at_ms(0, 2 * day, i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
         at.sort_unstable();
         // 4.8 hours of spread: no ten minutes see more than a tenth of them.
-        let busiest = at
-            .iter()
-            .map(|start| {
-                at.iter()
-                    .filter(|t| (*start..start + 600_000).contains(t))
-                    .count()
-            })
-            .max();
+        let busiest =
+            at.iter().map(|start| at.iter().filter(|t| (*start..start + 600_000).contains(t)).count()).max();
         assert!(busiest < Some(100), "{busiest:?}");
     }
 }

@@ -38,8 +38,7 @@ pub(crate) fn public_key(der: &[u8], kind: KeyKind) -> Result<SubjectPublicKeyIn
     if der.len() > CSR_BYTES_MAX {
         return Err(CsrError::TooLong);
     }
-    let (rest, request) =
-        X509CertificationRequest::from_der(der).map_err(|_| CsrError::Encoding)?;
+    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| CsrError::Encoding)?;
     if !rest.is_empty() {
         return Err(CsrError::Encoding);
     }
@@ -52,8 +51,6 @@ pub(crate) fn public_key(der: &[u8], kind: KeyKind) -> Result<SubjectPublicKeyIn
     if key.algorithm() != wanted {
         return Err(CsrError::KeyKind(name));
     }
-    request
-        .verify_signature()
-        .map_err(|_| CsrError::Signature)?;
+    request.verify_signature().map_err(|_| CsrError::Signature)?;
     Ok(key)
 }

@@ -1,6 +1,6 @@
 //! The parts of every certificate that we make: serial, times, names, usages.
 
-use crate::ca::CaError;
+use crate::error::CaError;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyUsagePurpose, SanType, SerialNumber,
@@ -27,34 +27,22 @@ impl Validity {
         let backdate = (lifetime / 10).min(BACKDATE_MAX);
         let start = now_ms.saturating_sub(millis(backdate));
         let end = now_ms.saturating_add(millis(lifetime)).min(NO_END_MS);
-        Self {
-            not_before_ms: start / 1000 * 1000,
-            not_after_ms: end.div_ceil(1000) * 1000,
-        }
+        Self { not_before_ms: start / 1000 * 1000, not_after_ms: end.div_ceil(1000) * 1000 }
     }
 
     /// Valid until it is withdrawn.
     pub(crate) fn endless(now_ms: u64) -> Self {
-        Self {
-            not_after_ms: NO_END_MS,
-            ..Self::of(now_ms, BACKDATE_MAX * 10)
-        }
+        Self { not_after_ms: NO_END_MS, ..Self::of(now_ms, BACKDATE_MAX * 10) }
     }
 
     /// The part of it that starts no earlier than the issuer does.
     pub(crate) fn not_before(self, earliest_ms: u64) -> Self {
-        Self {
-            not_before_ms: self.not_before_ms.max(earliest_ms),
-            ..self
-        }
+        Self { not_before_ms: self.not_before_ms.max(earliest_ms), ..self }
     }
 
     /// The part of it that ends no later than the issuer does.
     pub(crate) fn not_after(self, latest_ms: u64) -> Self {
-        Self {
-            not_after_ms: self.not_after_ms.min(latest_ms),
-            ..self
-        }
+        Self { not_after_ms: self.not_after_ms.min(latest_ms), ..self }
     }
 }
 
@@ -117,15 +105,16 @@ fn base(
     params.serial_number = Some(SerialNumber::from_slice(serial));
     params.subject_alt_names = names;
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, "Atoll");
+    params.distinguished_name.push(DnType::OrganizationName, "Atoll");
     // X.520 ends common names at 64 characters. They are for people; nothing of ours reads them.
     let common_name: String = common_name.chars().take(64).collect();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     Ok(params)
+}
+
+/// An URI among a certificate's names.
+pub(crate) fn uri(text: &str) -> Result<SanType, CaError> {
+    text.try_into().map(SanType::URI).map_err(|_| CaError::Name(text.to_owned()))
 }
 
 fn date(ms: u64) -> Result<OffsetDateTime, CaError> {
@@ -142,33 +131,16 @@ mod tests {
     fn the_start_is_a_minute_back_at_most() {
         let now_ms = 1_000_000_500;
         let node = Validity::of(now_ms, Duration::from_secs(7 * 86_400));
-        assert_eq!(
-            node,
-            Validity {
-                not_before_ms: 999_940_000,
-                not_after_ms: 1_604_801_000
-            }
-        );
+        assert_eq!(node, Validity { not_before_ms: 999_940_000, not_after_ms: 1_604_801_000 });
         let short = Validity::of(now_ms, Duration::from_secs(4));
-        assert_eq!(
-            short,
-            Validity {
-                not_before_ms: 1_000_000_000,
-                not_after_ms: 1_000_005_000
-            }
-        );
+        assert_eq!(short, Validity { not_before_ms: 1_000_000_000, not_after_ms: 1_000_005_000 });
         assert_eq!(Validity::endless(now_ms).not_after_ms, NO_END_MS);
     }
 
     #[test]
     fn serials_are_long_positive_and_differ() {
-        let serials: std::collections::HashSet<_> =
-            (0..1000).map(|_| random_serial().unwrap()).collect();
+        let serials: std::collections::HashSet<_> = (0..1000).map(|_| random_serial().unwrap()).collect();
         assert_eq!(serials.len(), 1000);
-        assert!(
-            serials
-                .iter()
-                .all(|serial| (0x40..0x80).contains(&serial[0]))
-        );
+        assert!(serials.iter().all(|serial| (0x40..0x80).contains(&serial[0])));
     }
 }

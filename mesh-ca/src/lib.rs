@@ -16,13 +16,16 @@ mod authority;
 pub mod ca;
 pub mod client;
 mod csr;
+mod error;
+mod folder;
 mod issue;
 pub mod public_test;
 pub mod recovery;
 pub mod token;
 
-pub use ca::{CaError, CaStatus, Lifetimes, MeshCa, NodeSubject};
+pub use ca::{CaStatus, Lifetimes, MeshCa, NodeSubject};
 pub use csr::CsrError;
+pub use error::CaError;
 pub use public_test::{PublicCertificate, PublicTestCa};
 pub use recovery::{RecoveryRefusal, may_recover};
 pub use token::{JoinToken, TokenRecord, TokenRefusal};

@@ -1,15 +1,15 @@
 //! Public certificates for `atoll dev`: from a root of its own, that a user may give to curl.
 
-use crate::audit::{AuditLog, Issued};
+use crate::audit::AuditLog;
 use crate::authority::Authority;
-use crate::ca::CaError;
+use crate::error::CaError;
 use crate::issue::{self, Validity, random_serial};
 use atoll_identity::material::pem_certificates;
 use atoll_process::files::private_dir;
 use data_encoding::HEXLOWER;
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair, PKCS_ECDSA_P256_SHA256, SanType};
 use rustls::pki_types::{CertificateDer, DnsName, PrivatePkcs8KeyDer};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 const FILE: &str = "public-test-root.pem";
@@ -31,7 +31,6 @@ pub struct PublicCertificate {
 /// The CA that stands in for a public one. Nothing on the mesh trusts it.
 #[derive(Debug)]
 pub struct PublicTestCa {
-    dir: PathBuf,
     audit: AuditLog,
     root: Authority,
 }
@@ -39,26 +38,14 @@ pub struct PublicTestCa {
 impl PublicTestCa {
     /// Opens the CA in `dir`, or makes it. One process at a time.
     pub fn open_or_create(dir: &Path, now_ms: u64) -> Result<Self, CaError> {
-        let in_dir = |source| CaError::File {
-            path: dir.to_owned(),
-            source,
-        };
-        private_dir(dir).map_err(in_dir)?;
-        let audit = AuditLog::open(dir).map_err(in_dir)?;
+        private_dir(dir).map_err(|source| CaError::file(dir, source))?;
+        let audit = AuditLog::open(dir)?;
         let path = dir.join(FILE);
         let root = match Authority::load(&path)? {
             Some(root) => root,
-            None => {
-                let root = make_root(&path, now_ms)?;
-                root.save(&path)?;
-                root
-            }
+            None => make_root(&path, &audit, now_ms)?,
         };
-        Ok(Self {
-            dir: dir.to_owned(),
-            audit,
-            root,
-        })
+        Ok(Self { audit, root })
     }
 
     /// A certificate and a new key for `domain` (lower case; `*.` as first label is a wildcard).
@@ -68,10 +55,7 @@ impl PublicTestCa {
         if DnsName::try_from(plain).is_err() || plain.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(unfit());
         }
-        let name = domain
-            .try_into()
-            .map(SanType::DnsName)
-            .map_err(|_| unfit())?;
+        let name = domain.try_into().map(SanType::DnsName).map_err(|_| unfit())?;
         let validity = Validity::of(now_ms, PUBLIC_LIFETIME)
             .not_before(self.root.not_before_ms)
             .not_after(self.root.not_after_ms);
@@ -79,21 +63,8 @@ impl PublicTestCa {
         let usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let params = issue::leaf(domain, vec![name], usages, validity, &serial)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
-        let leaf = params
-            .signed_by(&key, &self.root.issuer)
-            .map_err(CaError::Sign)?;
-        let issued = Issued {
-            time_ms: now_ms,
-            kind: "public".into(),
-            subject: domain.to_owned(),
-            serial: HEXLOWER.encode(&serial),
-            not_after_ms: validity.not_after_ms,
-        };
-        let in_log = |source| CaError::File {
-            path: self.dir.join(crate::audit::AUDIT_FILE),
-            source,
-        };
-        self.audit.append(&issued).map_err(in_log)?;
+        let leaf = params.signed_by(&key, &self.root.issuer).map_err(CaError::Sign)?;
+        self.audit.append("public", domain.to_owned(), &serial, validity, now_ms)?;
         Ok(PublicCertificate {
             chain: vec![leaf.der().clone()],
             key: key.serialize_der().into(),
@@ -108,19 +79,15 @@ impl PublicTestCa {
     }
 }
 
-fn make_root(path: &Path, now_ms: u64) -> Result<Authority, CaError> {
+fn make_root(path: &Path, audit: &AuditLog, now_ms: u64) -> Result<Authority, CaError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Sign)?;
     let serial = random_serial()?;
-    let name = format!("Atoll public test CA {}", HEXLOWER.encode(&serial[12..]));
+    let name = format!("public test CA {}", HEXLOWER.encode(&serial[12..]));
     let validity = Validity::of(now_ms, ROOT_LIFETIME);
     let params = issue::authority(&name, Vec::new(), 0, validity, &serial)?;
-    let certificate = params
-        .self_signed(&key)
-        .map_err(CaError::Sign)?
-        .der()
-        .clone();
-    Authority::new(certificate, key).map_err(|why| CaError::Damaged {
-        path: path.to_owned(),
-        why,
-    })
+    let certificate = params.self_signed(&key).map_err(CaError::Sign)?.der().clone();
+    let root = Authority::new(certificate, key).map_err(|why| CaError::damaged(path, why))?;
+    audit.append("public-root", name, &serial, validity, now_ms)?;
+    root.save(path)?;
+    Ok(root)
 }

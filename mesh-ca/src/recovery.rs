@@ -39,13 +39,7 @@ mod tests {
         let end = 1_000 * DAY_MS;
         assert_eq!(may_recover(end, end - 1, false), Ok(()));
         assert_eq!(may_recover(end, end + 30 * DAY_MS, false), Ok(()));
-        assert_eq!(
-            may_recover(end, end + 30 * DAY_MS + 1, false),
-            Err(RecoveryRefusal::TooLate)
-        );
-        assert_eq!(
-            may_recover(end, end + 1, true),
-            Err(RecoveryRefusal::Removed)
-        );
+        assert_eq!(may_recover(end, end + 30 * DAY_MS + 1, false), Err(RecoveryRefusal::TooLate));
+        assert_eq!(may_recover(end, end + 1, true), Err(RecoveryRefusal::Removed));
     }
 }

@@ -1,7 +1,7 @@
 //! Join tokens: single-use, expiring, bound to roles and site, and holding the fingerprint of the CA
 //! that the joining node must find.
 
-use crate::ca::CaError;
+use crate::error::CaError;
 use crate::issue::random;
 use atoll_identity::fingerprint;
 use atoll_model::{NodeName, RegionName, Roles, SiteName};
@@ -29,9 +29,7 @@ pub struct JoinToken {
 impl fmt::Debug for JoinToken {
     /// Without the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JoinToken")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("JoinToken").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -39,12 +37,7 @@ impl fmt::Display for JoinToken {
     /// The whole token, with the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secret = BASE64URL_NOPAD.encode(&self.secret);
-        write!(
-            f,
-            "{VERSION}.{}.{secret}.{}",
-            self.id,
-            HEXLOWER.encode(&self.ca_fingerprint)
-        )
+        write!(f, "{VERSION}.{}.{secret}.{}", self.id, HEXLOWER.encode(&self.ca_fingerprint))
     }
 }
 
@@ -63,23 +56,14 @@ impl FromStr for JoinToken {
         let [VERSION, id, secret, fingerprint] = parts.as_slice() else {
             return Err(TokenFormatError);
         };
-        let is_id = HEXLOWER
-            .decode(id.as_bytes())
-            .is_ok_and(|bytes| bytes.len() == ID_BYTES);
-        let secret = BASE64URL_NOPAD
-            .decode(secret.as_bytes())
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok());
-        let fingerprint = HEXLOWER
-            .decode(fingerprint.as_bytes())
-            .ok()
-            .and_then(|bytes| bytes.try_into().ok());
+        let is_id = HEXLOWER.decode(id.as_bytes()).is_ok_and(|bytes| bytes.len() == ID_BYTES);
+        let secret = BASE64URL_NOPAD.decode(secret.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        let fingerprint =
+            HEXLOWER.decode(fingerprint.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         match (secret, fingerprint) {
-            (Some(secret), Some(ca_fingerprint)) if is_id => Ok(Self {
-                id: (*id).to_owned(),
-                secret,
-                ca_fingerprint,
-            }),
+            (Some(secret), Some(ca_fingerprint)) if is_id => {
+                Ok(Self { id: (*id).to_owned(), secret, ca_fingerprint })
+            }
             _ => Err(TokenFormatError),
         }
     }
@@ -181,18 +165,8 @@ pub fn create(
     now_ms: u64,
 ) -> Result<(JoinToken, TokenRecord), CaError> {
     let id = HEXLOWER.encode(&random::<ID_BYTES>()?);
-    let token = JoinToken {
-        id,
-        secret: random()?,
-        ca_fingerprint,
-    };
-    let TokenGrant {
-        roles,
-        site,
-        region,
-        node,
-        expires_ms,
-    } = grant;
+    let token = JoinToken { id, secret: random()?, ca_fingerprint };
+    let TokenGrant { roles, site, region, node, expires_ms } = grant;
     let record = TokenRecord {
         id: token.id.clone(),
         secret_hash: HEXLOWER.encode(&fingerprint(&token.secret)),
@@ -230,9 +204,7 @@ pub fn check(
     }
     match (&record.node, wish.roles, wish.site) {
         (Some(node), _, _) if node != wish.node => Err(TokenRefusal::Node(node.clone())),
-        (_, Some(roles), _) if !record.roles.covers(roles) => {
-            Err(TokenRefusal::Roles(record.roles))
-        }
+        (_, Some(roles), _) if !record.roles.covers(roles) => Err(TokenRefusal::Roles(record.roles)),
         (_, _, Some(site)) if *site != record.site => Err(TokenRefusal::Site(record.site.clone())),
         _ => Ok(()),
     }
@@ -256,11 +228,7 @@ mod tests {
     }
 
     fn wish(node: &NodeName) -> JoinWish<'_> {
-        JoinWish {
-            node,
-            roles: None,
-            site: None,
-        }
+        JoinWish { node, roles: None, site: None }
     }
 
     #[test]
@@ -291,58 +259,19 @@ mod tests {
         let edge: NodeName = "fra1-edge".parse().unwrap();
         let host: NodeName = "fra1-host".parse().unwrap();
         assert_eq!(check(Some(&record), &token, &wish(&edge), 1_999), Ok(()));
-        assert_eq!(
-            check(None, &token, &wish(&edge), 0),
-            Err(TokenRefusal::Unknown)
-        );
-        assert_eq!(
-            check(Some(&other_record), &token, &wish(&edge), 0),
-            Err(TokenRefusal::Unknown)
-        );
-        let forged = JoinToken {
-            id: token.id.clone(),
-            ..other
-        };
-        assert_eq!(
-            check(Some(&record), &forged, &wish(&edge), 0),
-            Err(TokenRefusal::Secret)
-        );
-        assert_eq!(
-            check(Some(&record), &token, &wish(&edge), 2_000),
-            Err(TokenRefusal::Expired)
-        );
-        assert_eq!(
-            check(Some(&record), &token, &wish(&host), 0),
-            Err(TokenRefusal::Node(edge.clone()))
-        );
+        assert_eq!(check(None, &token, &wish(&edge), 0), Err(TokenRefusal::Unknown));
+        assert_eq!(check(Some(&other_record), &token, &wish(&edge), 0), Err(TokenRefusal::Unknown));
+        let forged = JoinToken { id: token.id.clone(), ..other };
+        assert_eq!(check(Some(&record), &forged, &wish(&edge), 0), Err(TokenRefusal::Secret));
+        assert_eq!(check(Some(&record), &token, &wish(&edge), 2_000), Err(TokenRefusal::Expired));
+        assert_eq!(check(Some(&record), &token, &wish(&host), 0), Err(TokenRefusal::Node(edge.clone())));
         let more = Roles::NONE.with(Role::Edge).with(Role::Control);
-        let wanted = JoinWish {
-            roles: Some(more),
-            ..wish(&edge)
-        };
-        assert_eq!(
-            check(Some(&record), &token, &wanted, 0),
-            Err(TokenRefusal::Roles(record.roles))
-        );
+        let wanted = JoinWish { roles: Some(more), ..wish(&edge) };
+        assert_eq!(check(Some(&record), &token, &wanted, 0), Err(TokenRefusal::Roles(record.roles)));
         let was = "was1".parse().unwrap();
-        let wanted = JoinWish {
-            site: Some(&was),
-            ..wish(&edge)
-        };
-        assert_eq!(
-            check(Some(&record), &token, &wanted, 0),
-            Err(TokenRefusal::Site(record.site.clone()))
-        );
-        let used = TokenRecord {
-            used_by: Some(TokenUse {
-                node: edge.clone(),
-                at_ms: 1,
-            }),
-            ..record
-        };
-        assert_eq!(
-            check(Some(&used), &token, &wish(&edge), 0),
-            Err(TokenRefusal::Used(edge.clone()))
-        );
+        let wanted = JoinWish { site: Some(&was), ..wish(&edge) };
+        assert_eq!(check(Some(&record), &token, &wanted, 0), Err(TokenRefusal::Site(record.site.clone())));
+        let used = TokenRecord { used_by: Some(TokenUse { node: edge.clone(), at_ms: 1 }), ..record };
+        assert_eq!(check(Some(&used), &token, &wish(&edge), 0), Err(TokenRefusal::Used(edge.clone())));
     }
 }

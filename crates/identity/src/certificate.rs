@@ -78,8 +78,7 @@ impl PeerIdentity {
 
 impl Leaf {
     pub(crate) fn read(der: &[u8]) -> Result<Self, CertificateFault> {
-        let (rest, certificate) =
-            X509Certificate::from_der(der).map_err(|_| CertificateFault::Encoding)?;
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| CertificateFault::Encoding)?;
         if !rest.is_empty() {
             return Err(CertificateFault::Encoding);
         }
@@ -89,9 +88,7 @@ impl Leaf {
         if extension.is_none() && matches!(id.kind(), SpiffeKind::Node { .. }) {
             return Err(CertificateFault::NoExtension);
         }
-        let usage = certificate
-            .extended_key_usage()
-            .map_err(|_| CertificateFault::Encoding)?;
+        let usage = certificate.extended_key_usage().map_err(|_| CertificateFault::Encoding)?;
         let usage = usage.map(|extension| extension.value);
         let record_signing = oid(RECORD_SIGNING);
         let validity = certificate.validity();
@@ -99,9 +96,7 @@ impl Leaf {
         Ok(Self {
             peer: PeerIdentity {
                 id,
-                roles: extension
-                    .as_ref()
-                    .map_or(Roles::NONE, |extension| extension.roles),
+                roles: extension.as_ref().map_or(Roles::NONE, |extension| extension.roles),
                 epoch: extension.as_ref().map(|extension| extension.epoch),
                 region: extension.map(|extension| extension.region),
                 serial: certificate.raw_serial().to_vec(),
@@ -121,28 +116,17 @@ impl Leaf {
 }
 
 fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, CertificateFault> {
-    let names = certificate
-        .subject_alternative_name()
-        .map_err(|_| CertificateFault::Encoding)?;
+    let names = certificate.subject_alternative_name().map_err(|_| CertificateFault::Encoding)?;
     let Some(names) = names else {
         return Err(CertificateFault::UriNames(0));
     };
     let names = &names.value.general_names;
-    if names
-        .iter()
-        .any(|name| matches!(name, GeneralName::Invalid(..)))
-    {
+    if names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
         return Err(CertificateFault::Encoding);
     }
     let uris: Vec<&str> = names
         .iter()
-        .filter_map(|name| {
-            if let GeneralName::URI(uri) = name {
-                Some(*uri)
-            } else {
-                None
-            }
-        })
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
         .collect();
     match uris.as_slice() {
         [uri] => Ok(uri),
@@ -150,31 +134,20 @@ fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Certifi
     }
 }
 
-fn atoll_extension(
-    certificate: &X509Certificate<'_>,
-) -> Result<Option<AtollExtension>, CertificateFault> {
-    let extension = certificate
-        .get_extension_unique(&oid(ATOLL_EXTENSION))
-        .map_err(|_| CertificateFault::Encoding)?;
-    Ok(extension
-        .map(|extension| AtollExtension::parse(extension.value))
-        .transpose()?)
+fn atoll_extension(certificate: &X509Certificate<'_>) -> Result<Option<AtollExtension>, CertificateFault> {
+    let extension =
+        certificate.get_extension_unique(&oid(ATOLL_EXTENSION)).map_err(|_| CertificateFault::Encoding)?;
+    Ok(extension.map(|extension| AtollExtension::parse(extension.value)).transpose()?)
 }
 
 /// X.509-SVID, section 4.3: a leaf signs handshakes and no certificates.
 fn check_key_usage(certificate: &X509Certificate<'_>) -> Result<(), CertificateFault> {
-    let usage = certificate
-        .key_usage()
-        .map_err(|_| CertificateFault::Encoding)?;
+    let usage = certificate.key_usage().map_err(|_| CertificateFault::Encoding)?;
     let fits = usage.is_none_or(|usage| {
         let usage = usage.value;
         usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign()
     });
-    if fits && !certificate.is_ca() {
-        Ok(())
-    } else {
-        Err(CertificateFault::KeyUsage)
-    }
+    if fits && !certificate.is_ca() { Ok(()) } else { Err(CertificateFault::KeyUsage) }
 }
 
 fn oid(components: &[u64]) -> Oid<'static> {

@@ -54,15 +54,9 @@ impl LiveConnections {
     /// With another bound than [`CONNECTIONS_MAX`].
     #[must_use]
     pub fn with_limit(limit: usize) -> Self {
-        let shared = Shared {
-            limit,
-            next: AtomicU64::new(0),
-            denied: ArcSwap::default(),
-            live: Mutex::default(),
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        let shared =
+            Shared { limit, next: AtomicU64::new(0), denied: ArcSwap::default(), live: Mutex::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Takes a connection in, after its handshake. It must end when [`ConnectionGuard::cut`] says so.
@@ -75,11 +69,7 @@ impl LiveConnections {
                 return Err(Denied::Full(self.shared.limit));
             }
             live.insert(key, (peer.id.clone(), Arc::clone(&cut)));
-            ConnectionGuard {
-                connections: self.clone(),
-                key,
-                cut,
-            }
+            ConnectionGuard { connections: self.clone(), key, cut }
         };
         // Looked up after the insertion: a list that is set meanwhile is either seen here or cuts it.
         if self.is_denied(&peer.id) {
@@ -120,10 +110,7 @@ impl LiveConnections {
 
     fn live(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (SpiffeId, Arc<Cut>)>> {
         // The map is whole whenever the lock is free: no section can panic half-way.
-        self.shared
-            .live
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -188,25 +175,16 @@ mod tests {
         let bad = connections.admit(&peer("bad")).unwrap();
         let good = connections.admit(&peer("good")).unwrap();
         let waiter = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_time()
-                .build()
-                .unwrap();
-            runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(10), bad.cut())
-                    .await
-                    .unwrap()
-            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime
+                .block_on(async { tokio::time::timeout(Duration::from_secs(10), bad.cut()).await.unwrap() });
             drop(bad);
         });
         connections.set_denied([peer("bad").id]);
         waiter.join().unwrap();
         assert!(!good.is_cut());
         assert_eq!(connections.len(), 1);
-        assert_eq!(
-            connections.admit(&peer("bad")).unwrap_err(),
-            Denied::Listed(peer("bad").id)
-        );
+        assert_eq!(connections.admit(&peer("bad")).unwrap_err(), Denied::Listed(peer("bad").id));
         assert_eq!(connections.len(), 1);
         connections.set_denied([]);
         assert!(connections.admit(&peer("bad")).is_ok());

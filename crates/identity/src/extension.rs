@@ -43,11 +43,7 @@ pub enum ExtensionError {
 
 impl fmt::Display for AtollExtension {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "v1;roles={};region={};epoch={}",
-            self.roles, self.region, self.epoch
-        )
+        write!(f, "v1;roles={};region={};epoch={}", self.roles, self.region, self.epoch)
     }
 }
 
@@ -56,8 +52,7 @@ impl AtollExtension {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let text = self.to_string();
-        let length =
-            u8::try_from(text.len()).expect("names and numbers are bounded: under 127 bytes");
+        let length = u8::try_from(text.len()).expect("names and numbers are bounded: under 127 bytes");
         let mut der = vec![UTF8_STRING, length];
         der.extend_from_slice(text.as_bytes());
         der
@@ -100,10 +95,7 @@ fn field<T>(
 
 /// A role that we don't know can't be held towards us; it is passed over.
 fn parse_roles(text: &str) -> Option<Roles> {
-    let roles: Roles = text
-        .split(',')
-        .filter_map(|role| role.parse::<Role>().ok())
-        .collect();
+    let roles: Roles = text.split(',').filter_map(|role| role.parse::<Role>().ok()).collect();
     (!roles.is_empty()).then_some(roles)
 }
 
@@ -130,29 +122,15 @@ mod tests {
         let der = |text: &str| [&[0x0c, text.len() as u8], text.as_bytes()].concat();
         for (text, why) in [
             ("v2;roles=edge;region=fra;epoch=1", ExtensionError::Version),
-            (
-                "v1;roles=;region=fra;epoch=1",
-                ExtensionError::Field("roles"),
-            ),
+            ("v1;roles=;region=fra;epoch=1", ExtensionError::Field("roles")),
             ("v1;region=fra;epoch=1", ExtensionError::Field("roles")),
-            (
-                "v1;roles=edge;roles=control;region=fra;epoch=1",
-                ExtensionError::Field("roles"),
-            ),
-            (
-                "v1;roles=edge;region=FRA;epoch=1",
-                ExtensionError::Field("region"),
-            ),
-            (
-                "v1;roles=edge;region=fra;epoch=-1",
-                ExtensionError::Field("epoch"),
-            ),
+            ("v1;roles=edge;roles=control;region=fra;epoch=1", ExtensionError::Field("roles")),
+            ("v1;roles=edge;region=FRA;epoch=1", ExtensionError::Field("region")),
+            ("v1;roles=edge;region=fra;epoch=-1", ExtensionError::Field("epoch")),
         ] {
             assert_eq!(AtollExtension::parse(&der(text)), Err(why), "{text}");
         }
-        assert!(
-            AtollExtension::parse(&der("v1;roles=edge,later;region=fra;epoch=1;more=x")).is_ok()
-        );
+        assert!(AtollExtension::parse(&der("v1;roles=edge,later;region=fra;epoch=1;more=x")).is_ok());
         let mut cut = sample().encode();
         cut.pop();
         assert_eq!(AtollExtension::parse(&cut), Err(ExtensionError::Encoding));

@@ -3,13 +3,12 @@
 
 use crate::certificate::PeerIdentity;
 use crate::identity::{
-    ClientAuth, Identity, IdentityError, anonymous_client_config, join_client_config,
-    mesh_server_name,
+    ClientAuth, Identity, IdentityError, anonymous_client_config, join_client_config, mesh_server_name,
 };
 use crate::keys::{RecordKey, TlsKey};
 use crate::material::{
-    IDENTITY_FILE, Material, MaterialError, RecordIdentity, load_material, load_record,
-    save_material, save_record,
+    IDENTITY_FILE, Material, MaterialError, RecordIdentity, load_material, load_record, save_material,
+    save_record,
 };
 use crate::spiffe::SpiffeId;
 use crate::testing::{DOMAIN, EDGE, GATEWAY, Holder, LeafSpec, TestCa, domain, node, record};
@@ -34,10 +33,8 @@ async fn shake(
     client: &Arc<ClientConfig>,
 ) -> Result<(ServerEnd, ClientEnd), (String, String)> {
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let (acceptor, connector) = (
-        TlsAcceptor::from(Arc::clone(server)),
-        TlsConnector::from(Arc::clone(client)),
-    );
+    let (acceptor, connector) =
+        (TlsAcceptor::from(Arc::clone(server)), TlsConnector::from(Arc::clone(client)));
     let serve = async move {
         let mut stream = acceptor.accept(near).await?;
         let byte = stream.read_u8().await?;
@@ -53,15 +50,11 @@ async fn shake(
         std::io::Result::Ok(stream)
     };
     let both = async { tokio::join!(serve, connect) };
-    match tokio::time::timeout(Duration::from_secs(10), both)
-        .await
-        .unwrap()
-    {
+    match tokio::time::timeout(Duration::from_secs(10), both).await.unwrap() {
         (Ok(server), Ok(client)) => Ok((server, client)),
         (server, client) => {
-            let text = |error: Option<std::io::Error>| {
-                error.map_or_else(String::new, |error| error.to_string())
-            };
+            let text =
+                |error: Option<std::io::Error>| error.map_or_else(String::new, |error| error.to_string());
             Err((text(server.err()), text(client.err())))
         }
     }
@@ -80,30 +73,18 @@ async fn members_meet_and_know_each_other() {
     let ca = TestCa::new();
     let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
     let edge = Identity::new(ca.material(&node(EDGE, "edge"))).unwrap();
-    let server = gateway.server_config(
-        &[b"h2"],
-        PeerPolicy::NodeWithAny(roles(Role::Edge)),
-        ClientAuth::Required,
-    );
+    let server =
+        gateway.server_config(&[b"h2"], PeerPolicy::NodeWithAny(roles(Role::Edge)), ClientAuth::Required);
     let client = edge.client_config(&[b"h2"], PeerPolicy::NodeWithAny(roles(Role::Gateway)));
     for _ in 0..2 {
         let (server, client) = shake(&server, &client).await.unwrap();
         let seen = peer(server.get_ref().1.peer_certificates());
-        assert_eq!(
-            (seen.id.as_str(), seen.roles, seen.epoch),
-            (EDGE, roles(Role::Edge), Some(3))
-        );
+        assert_eq!((seen.id.as_str(), seen.roles, seen.epoch), (EDGE, roles(Role::Edge), Some(3)));
         assert_eq!(seen.region.unwrap().as_str(), "fra");
-        assert_eq!(
-            peer(client.get_ref().1.peer_certificates()).id.as_str(),
-            GATEWAY
-        );
+        assert_eq!(peer(client.get_ref().1.peer_certificates()).id.as_str(), GATEWAY);
         assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         // The second time too: nothing is resumed, so the certificate is checked again.
-        assert_eq!(
-            client.get_ref().1.handshake_kind(),
-            Some(HandshakeKind::Full)
-        );
+        assert_eq!(client.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
 }
 
@@ -120,11 +101,7 @@ fn unfit(ca: &TestCa, other: &TestCa) -> Vec<(&'static str, Holder, &'static str
         with(&move |spec| spec.uris.clone_from(&uris))
     };
     vec![
-        (
-            "another CA, right id",
-            other.holder(&edge()),
-            "BadSignature",
-        ),
+        ("another CA, right id", other.holder(&edge()), "BadSignature"),
         (
             "another CA, our intermediate sent along",
             {
@@ -135,16 +112,8 @@ fn unfit(ca: &TestCa, other: &TestCa) -> Vec<(&'static str, Holder, &'static str
             },
             "",
         ),
-        (
-            "wrong trust domain",
-            uris(&["spiffe://other/node/fra1/fra1-edge"]),
-            "not of the trust domain",
-        ),
-        (
-            "two URI names",
-            uris(&[EDGE, "spiffe://atoll.test/node/fra1/x"]),
-            "2 URI names",
-        ),
+        ("wrong trust domain", uris(&["spiffe://other/node/fra1/fra1-edge"]), "not of the trust domain"),
+        ("two URI names", uris(&[EDGE, "spiffe://atoll.test/node/fra1/x"]), "2 URI names"),
         ("the same URI twice", uris(&[EDGE, EDGE]), "2 URI names"),
         ("no URI name", uris(&[]), "0 URI names"),
         (
@@ -163,89 +132,35 @@ fn unfit(ca: &TestCa, other: &TestCa) -> Vec<(&'static str, Holder, &'static str
             }),
             "0 URI names",
         ),
-        (
-            "https",
-            uris(&["https://atoll.test/node/fra1/fra1-edge"]),
-            "spiffe://",
-        ),
-        (
-            "dots in the path",
-            uris(&["spiffe://atoll.test/../node/fra1/fra1-edge"]),
-            "segments",
-        ),
-        (
-            "a wildcard",
-            uris(&["spiffe://atoll.test/node/fra1/*"]),
-            "segments",
-        ),
-        (
-            "the trust domain alone",
-            uris(&["spiffe://atoll.test"]),
-            "no path",
-        ),
-        (
-            "expired a second ago",
-            with(&|spec| spec.not_after = Span::seconds(-1)),
-            "Expired",
-        ),
-        (
-            "valid in ten minutes",
-            with(&|spec| spec.not_before = Span::minutes(10)),
-            "NotValidYet",
-        ),
-        (
-            "no extended key usage",
-            with(&|spec| spec.usages.clear()),
-            "not for TLS",
-        ),
+        ("https", uris(&["https://atoll.test/node/fra1/fra1-edge"]), "spiffe://"),
+        ("dots in the path", uris(&["spiffe://atoll.test/../node/fra1/fra1-edge"]), "segments"),
+        ("a wildcard", uris(&["spiffe://atoll.test/node/fra1/*"]), "segments"),
+        ("the trust domain alone", uris(&["spiffe://atoll.test"]), "no path"),
+        ("expired a second ago", with(&|spec| spec.not_after = Span::seconds(-1)), "Expired"),
+        ("valid in ten minutes", with(&|spec| spec.not_before = Span::minutes(10)), "NotValidYet"),
+        ("no extended key usage", with(&|spec| spec.usages.clear()), "not for TLS"),
         (
             "any extended key usage",
             with(&|spec| spec.usages = vec![ExtendedKeyUsagePurpose::Any]),
             "not for TLS",
         ),
-        (
-            "a record certificate",
-            ca.holder(&record(EDGE, "edge")),
-            "not for TLS",
-        ),
+        ("a record certificate", ca.holder(&record(EDGE, "edge")), "not for TLS"),
         (
             "a key that signs certificates",
             with(&|spec| {
-                spec.key_usages = vec![
-                    KeyUsagePurpose::DigitalSignature,
-                    KeyUsagePurpose::KeyCertSign,
-                ];
+                spec.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
             }),
             "key usage",
         ),
-        (
-            "a CA's certificate",
-            with(&|spec| spec.is_ca = true),
-            "CaUsedAsEndEntity",
-        ),
-        (
-            "a node without roles",
-            with(&|spec| spec.extension = None),
-            "no Atoll extension",
-        ),
-        (
-            "a damaged extension",
-            with(&|spec| spec.extension = Some(vec![0x0c, 9, b'v'])),
-            "Atoll extension",
-        ),
-        (
-            "the wrong role",
-            ca.holder(&node(EDGE, "host")),
-            "may not use",
-        ),
+        ("a CA's certificate", with(&|spec| spec.is_ca = true), "CaUsedAsEndEntity"),
+        ("a node without roles", with(&|spec| spec.extension = None), "no Atoll extension"),
+        ("a damaged extension", with(&|spec| spec.extension = Some(vec![0x0c, 9, b'v'])), "Atoll extension"),
+        ("the wrong role", ca.holder(&node(EDGE, "host")), "may not use"),
         (
             "a workload",
             {
                 let id = "spiffe://atoll.test/org/default/app/shop/service/web";
-                ca.holder(&LeafSpec {
-                    extension: None,
-                    ..node(id, "edge")
-                })
+                ca.holder(&LeafSpec { extension: None, ..node(id, "edge") })
             },
             "may not use",
         ),
@@ -262,15 +177,9 @@ async fn each_unfit_peer_is_refused_in_both_directions() {
         let server = gateway.server_config(&[], only_edges(), auth);
         for (name, holder, why) in unfit(&ca, &other) {
             let (at_server, _) = shake(&server, &holder.client()).await.expect_err(name);
-            assert!(
-                at_server.contains(why) && !at_server.is_empty(),
-                "{name}, as client: {at_server}"
-            );
+            assert!(at_server.contains(why) && !at_server.is_empty(), "{name}, as client: {at_server}");
             let (_, at_client) = shake(&holder.server(), &client).await.expect_err(name);
-            assert!(
-                at_client.contains(why) && !at_client.is_empty(),
-                "{name}, as server: {at_client}"
-            );
+            assert!(at_client.contains(why) && !at_client.is_empty(), "{name}, as server: {at_client}");
         }
         // The same with nothing wrong is let in.
         let good = ca.holder(&node(EDGE, "edge"));
@@ -285,12 +194,7 @@ async fn a_certificate_for_one_side_is_not_taken_on_the_other() {
     let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
     let server = gateway.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
     let client = gateway.client_config(&[], PeerPolicy::AnyNode);
-    let one = |usage| {
-        ca.holder(&LeafSpec {
-            usages: vec![usage],
-            ..node(EDGE, "edge")
-        })
-    };
+    let one = |usage| ca.holder(&LeafSpec { usages: vec![usage], ..node(EDGE, "edge") });
     let server_only = one(ExtendedKeyUsagePurpose::ServerAuth);
     let client_only = one(ExtendedKeyUsagePurpose::ClientAuth);
     let (error, _) = shake(&server, &server_only.client()).await.unwrap_err();
@@ -309,16 +213,9 @@ async fn a_denied_peer_is_refused_and_cut() {
     let server = gateway.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
     let client = edge.client_config(&[], PeerPolicy::AnyNode);
     let (open, _) = shake(&server, &client).await.unwrap();
-    let guard = gateway
-        .connections()
-        .admit(&peer(open.get_ref().1.peer_certificates()))
-        .unwrap();
-    gateway
-        .connections()
-        .set_denied([SpiffeId::parse(EDGE).unwrap()]);
-    tokio::time::timeout(Duration::from_secs(5), guard.cut())
-        .await
-        .unwrap();
+    let guard = gateway.connections().admit(&peer(open.get_ref().1.peer_certificates())).unwrap();
+    gateway.connections().set_denied([SpiffeId::parse(EDGE).unwrap()]);
+    tokio::time::timeout(Duration::from_secs(5), guard.cut()).await.unwrap();
     let (error, _) = shake(&server, &client).await.unwrap_err();
     assert!(error.contains("deny-list"), "{error}");
     gateway.connections().set_denied([]);
@@ -341,11 +238,8 @@ async fn rotation_is_seen_by_new_handshakes_and_not_by_open_connections() {
         material
     };
     // First both roots are trusted on both sides, then each side changes over.
-    edge.replace(both(ca.material(&node(EDGE, "edge"))))
-        .unwrap();
-    gateway
-        .replace(both(next.material(&node(GATEWAY, "gateway"))))
-        .unwrap();
+    edge.replace(both(ca.material(&node(EDGE, "edge")))).unwrap();
+    gateway.replace(both(next.material(&node(GATEWAY, "gateway")))).unwrap();
     let (_, new) = shake(&server, &client).await.unwrap();
     let after = peer(new.get_ref().1.peer_certificates());
     assert_ne!(after.serial, before);
@@ -358,17 +252,10 @@ async fn rotation_is_seen_by_new_handshakes_and_not_by_open_connections() {
     assert_eq!(&text, b"still");
 
     // When the old root goes, so does what it vouched for.
-    edge.replace(both(next.material(&node(EDGE, "edge"))))
-        .unwrap();
-    gateway
-        .replace(next.material(&node(GATEWAY, "gateway")))
-        .unwrap();
+    edge.replace(both(next.material(&node(EDGE, "edge")))).unwrap();
+    gateway.replace(next.material(&node(GATEWAY, "gateway"))).unwrap();
     assert!(shake(&server, &client).await.is_ok());
-    assert!(
-        shake(&server, &ca.holder(&node(EDGE, "edge")).client())
-            .await
-            .is_err()
-    );
+    assert!(shake(&server, &ca.holder(&node(EDGE, "edge")).client()).await.is_err());
 }
 
 #[tokio::test]
@@ -388,8 +275,7 @@ async fn a_joining_node_finds_the_control_that_its_token_names() {
     let no_root = control.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Optional);
     assert!(refused(no_root).await.contains("join token"));
     let stranger = Identity::new(other.material(&node(uri, "control"))).unwrap();
-    let stranger =
-        stranger.server_config_with_roots(&[], PeerPolicy::AnyNode, ClientAuth::Optional);
+    let stranger = stranger.server_config_with_roots(&[], PeerPolicy::AnyNode, ClientAuth::Optional);
     assert!(refused(stranger).await.contains("join token"));
     let edge = Identity::new(ca.material(&node(EDGE, "edge"))).unwrap();
     let edge = edge.server_config_with_roots(&[], PeerPolicy::AnyNode, ClientAuth::Optional);
@@ -403,11 +289,7 @@ async fn a_joining_node_finds_the_control_that_its_token_names() {
     assert!(shake(&required, &join).await.is_err());
     let trust = TrustStore::new(domain(), &ca.roots()).unwrap();
     let policy = PeerPolicy::NodeWithAny(roles(Role::Control));
-    assert!(
-        shake(&server, &anonymous_client_config(trust, &[], policy))
-            .await
-            .is_ok()
-    );
+    assert!(shake(&server, &anonymous_client_config(trust, &[], policy)).await.is_ok());
 }
 
 #[tokio::test]
@@ -421,30 +303,17 @@ async fn the_configurations_serve_quic() {
     let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
     let loopback = "127.0.0.1:0".parse().unwrap();
     let server =
-        quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(server)), loopback)
-            .unwrap();
+        quinn::Endpoint::server(quinn::ServerConfig::with_crypto(Arc::new(server)), loopback).unwrap();
     let near = quinn::Endpoint::client(loopback).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(client));
-    let connecting = near
-        .connect_with(config, server.local_addr().unwrap(), "mesh.atoll")
-        .unwrap();
+    let connecting = near.connect_with(config, server.local_addr().unwrap(), "mesh.atoll").unwrap();
     let accept = async { server.accept().await.unwrap().await.unwrap() };
     let both = async { tokio::join!(accept, connecting) };
-    let (accepted, connected) = tokio::time::timeout(Duration::from_secs(10), both)
-        .await
-        .unwrap();
+    let (accepted, connected) = tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
     connected.unwrap();
-    let certificates = accepted
-        .peer_identity()
-        .unwrap()
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>();
-    assert_eq!(
-        Identity::peer_of(&certificates.unwrap())
-            .unwrap()
-            .id
-            .as_str(),
-        EDGE
-    );
+    let certificates =
+        accepted.peer_identity().unwrap().downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>();
+    assert_eq!(Identity::peer_of(&certificates.unwrap()).unwrap().id.as_str(), EDGE);
 }
 
 #[test]
@@ -452,57 +321,17 @@ fn material_that_does_not_hold_together_is_refused() {
     let (ca, other) = (TestCa::new(), TestCa::new());
     let good = ca.material(&node(EDGE, "edge"));
     let identity = Identity::new(good.clone()).unwrap();
-    let wrong_key = Material {
-        key: TlsKey::generate().unwrap().to_pkcs8(),
-        ..good.clone()
-    };
+    let wrong_key = Material { key: TlsKey::generate().unwrap().to_pkcs8(), ..good.clone() };
     let error = identity.replace(wrong_key).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            IdentityError::Material(MaterialError::KeyMismatch(_))
-        ),
-        "{error}"
-    );
-    assert!(
-        identity
-            .replace(Material {
-                roots: other.roots(),
-                ..good.clone()
-            })
-            .is_err()
-    );
-    assert!(
-        identity
-            .replace(Material {
-                chain: vec![],
-                ..good.clone()
-            })
-            .is_err()
-    );
-    assert!(
-        identity
-            .replace(Material {
-                roots: vec![],
-                ..good.clone()
-            })
-            .is_err()
-    );
-    let error = identity
-        .replace(ca.material(&node(GATEWAY, "gateway")))
-        .unwrap_err();
+    assert!(matches!(error, IdentityError::Material(MaterialError::KeyMismatch(_))), "{error}");
+    assert!(identity.replace(Material { roots: other.roots(), ..good.clone() }).is_err());
+    assert!(identity.replace(Material { chain: vec![], ..good.clone() }).is_err());
+    assert!(identity.replace(Material { roots: vec![], ..good.clone() }).is_err());
+    let error = identity.replace(ca.material(&node(GATEWAY, "gateway"))).unwrap_err();
     assert!(matches!(error, IdentityError::OtherId { .. }), "{error}");
-    let elsewhere = Material {
-        trust_domain: "other.test".parse().unwrap(),
-        ..good.clone()
-    };
+    let elsewhere = Material { trust_domain: "other.test".parse().unwrap(), ..good.clone() };
     assert!(Identity::new(elsewhere).is_err());
-    assert_eq!(
-        identity.own().serial,
-        PeerIdentity::from_certificate(&good.chain[0])
-            .unwrap()
-            .serial
-    );
+    assert_eq!(identity.own().serial, PeerIdentity::from_certificate(&good.chain[0]).unwrap().serial);
 }
 
 #[test]
@@ -511,28 +340,18 @@ fn material_comes_back_from_disk_also_when_it_has_expired() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("identity");
     assert!(load_material(&dir).unwrap().is_none());
-    let material = ca.material(&LeafSpec {
-        not_after: Span::seconds(-1),
-        ..node(EDGE, "edge")
-    });
+    let material = ca.material(&LeafSpec { not_after: Span::seconds(-1), ..node(EDGE, "edge") });
     save_material(&dir, &material).unwrap();
     let loaded = load_material(&dir).unwrap().unwrap();
     assert_eq!(loaded.chain, material.chain);
     assert_eq!(loaded.roots, material.roots);
     assert_eq!(loaded.trust_domain.as_str(), DOMAIN);
-    assert_eq!(
-        loaded.key.secret_pkcs8_der(),
-        material.key.secret_pkcs8_der()
-    );
+    assert_eq!(loaded.key.secret_pkcs8_der(), material.key.secret_pkcs8_der());
     assert!(TlsKey::from_pkcs8(&loaded.key).is_ok());
 
     let path = dir.join(IDENTITY_FILE);
     let pem = std::fs::read_to_string(&path).unwrap();
-    for damaged in [
-        "",
-        &pem[..pem.len() / 2],
-        &pem.replacen("BEGIN PRIVATE", "BEGIN PUBLIC", 1),
-    ] {
+    for damaged in ["", &pem[..pem.len() / 2], &pem.replacen("BEGIN PRIVATE", "BEGIN PUBLIC", 1)] {
         std::fs::write(&path, damaged).unwrap();
         let error = load_material(&dir).unwrap_err();
         assert!(matches!(&error, MaterialError::Damaged { .. }), "{error}");
@@ -545,74 +364,33 @@ fn record_certificates_name_their_signer_and_nothing_else_does() {
     let ca = TestCa::with_intermediate_until(Span::seconds(-1));
     let trust = TrustStore::new(domain(), &ca.roots()).unwrap();
     let key = RecordKey::generate().unwrap();
-    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key.to_pkcs8(), &rcgen::PKCS_ED25519)
-        .unwrap();
+    let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key.to_pkcs8(), &rcgen::PKCS_ED25519).unwrap();
     let chain = ca.certify(&record(EDGE, "edge"), &pair);
-    let signer = trust
-        .verify_record_certificate(&chain[0], &chain[1..])
-        .unwrap();
+    let signer = trust.verify_record_certificate(&chain[0], &chain[1..]).unwrap();
     assert_eq!(
-        (
-            signer.node.as_str(),
-            signer.site.as_str(),
-            signer.region.as_str()
-        ),
+        (signer.node.as_str(), signer.site.as_str(), signer.region.as_str()),
         ("fra1-edge", "fra1", "fra")
     );
-    assert_eq!(
-        (signer.roles, signer.epoch, signer.public_key),
-        (roles(Role::Edge), 3, key.public_key())
-    );
+    assert_eq!((signer.roles, signer.epoch, signer.public_key), (roles(Role::Edge), 3, key.public_key()));
 
     let tls = ca.certify(&node(EDGE, "edge"), &pair);
-    let error = trust
-        .verify_record_certificate(&tls[0], &tls[1..])
-        .unwrap_err();
+    let error = trust.verify_record_certificate(&tls[0], &tls[1..]).unwrap_err();
     assert!(matches!(error, TrustError::Usage(_)), "{error}");
     let both = [node(EDGE, "edge").usages, record(EDGE, "edge").usages].concat();
-    let both = ca.certify(
-        &LeafSpec {
-            usages: both,
-            ..node(EDGE, "edge")
-        },
-        &pair,
-    );
-    assert!(
-        trust
-            .verify_record_certificate(&both[0], &both[1..])
-            .is_err()
-    );
+    let both = ca.certify(&LeafSpec { usages: both, ..node(EDGE, "edge") }, &pair);
+    assert!(trust.verify_record_certificate(&both[0], &both[1..]).is_err());
     let ecdsa = ca.holder(&record(EDGE, "edge")).chain;
-    assert!(
-        trust
-            .verify_record_certificate(&ecdsa[0], &ecdsa[1..])
-            .is_err()
-    );
+    assert!(trust.verify_record_certificate(&ecdsa[0], &ecdsa[1..]).is_err());
     let foreign = TestCa::new().certify(&record(EDGE, "edge"), &pair);
-    assert!(
-        trust
-            .verify_record_certificate(&foreign[0], &foreign[1..])
-            .is_err()
-    );
+    assert!(trust.verify_record_certificate(&foreign[0], &foreign[1..]).is_err());
     let elsewhere = ca.certify(&record("spiffe://other/node/fra1/fra1-edge", "edge"), &pair);
-    assert!(
-        trust
-            .verify_record_certificate(&elsewhere[0], &elsewhere[1..])
-            .is_err()
-    );
+    assert!(trust.verify_record_certificate(&elsewhere[0], &elsewhere[1..]).is_err());
     assert!(trust.verify_record_certificate(&chain[0], &[]).is_err());
 
     let dir = tempfile::tempdir().unwrap();
     assert!(load_record(dir.path()).unwrap().is_none());
-    save_record(
-        dir.path(),
-        &RecordIdentity::new(key, chain.clone()).unwrap(),
-    )
-    .unwrap();
+    save_record(dir.path(), &RecordIdentity::new(key, chain.clone()).unwrap()).unwrap();
     let loaded = load_record(dir.path()).unwrap().unwrap();
-    assert_eq!(
-        (&loaded.chain, loaded.fingerprint()),
-        (&chain, fingerprint(&chain[0]))
-    );
+    assert_eq!((&loaded.chain, loaded.fingerprint()), (&chain, fingerprint(&chain[0])));
     assert!(RecordIdentity::new(RecordKey::generate().unwrap(), chain).is_err());
 }

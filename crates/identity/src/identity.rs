@@ -90,12 +90,7 @@ impl Current {
             .map_err(MaterialError::Key)?;
         let certified = CertifiedKey::new(material.chain.clone(), Arc::clone(&key));
         certified.keys_match().map_err(MaterialError::KeyMismatch)?;
-        let with_roots = material
-            .chain
-            .iter()
-            .chain(&material.roots)
-            .cloned()
-            .collect();
+        let with_roots = material.chain.iter().chain(&material.roots).cloned().collect();
         Ok(Self {
             own,
             certified: Arc::new(certified),
@@ -110,11 +105,7 @@ impl Identity {
     pub fn new(material: Material) -> Result<Self, IdentityError> {
         let trust = TrustStore::new(material.trust_domain.clone(), &material.roots)?;
         let current = Arc::new(ArcSwap::from_pointee(Current::new(material)?));
-        Ok(Self {
-            current,
-            trust,
-            connections: LiveConnections::default(),
-        })
+        Ok(Self { current, trust, connections: LiveConnections::default() })
     }
 
     /// Uses `material` from the next handshake on. Open connections stay. On an error nothing changes.
@@ -122,10 +113,7 @@ impl Identity {
         let next = Current::new(material)?;
         let own = self.own_id();
         if next.own.id != own {
-            return Err(IdentityError::OtherId {
-                own,
-                new: next.own.id,
-            });
+            return Err(IdentityError::OtherId { own, new: next.own.id });
         }
         self.trust.replace(&next.material.roots)?;
         self.current.store(Arc::new(next));
@@ -198,12 +186,11 @@ impl Identity {
         client_auth: ClientAuth,
         with_roots: bool,
     ) -> Arc<ServerConfig> {
-        let mut config =
-            ServerConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
-                .with_protocol_versions(&[&TLS13])
-                .expect("the provider has TLS 1.3 cipher suites")
-                .with_client_cert_verifier(Arc::new(self.verifier(who, client_auth)))
-                .with_cert_resolver(Arc::new(self.resolver(with_roots)));
+        let mut config = ServerConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
+            .with_protocol_versions(&[&TLS13])
+            .expect("the provider has TLS 1.3 cipher suites")
+            .with_client_cert_verifier(Arc::new(self.verifier(who, client_auth)))
+            .with_cert_resolver(Arc::new(self.resolver(with_roots)));
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         // A resumed session would skip the check of the client's certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -239,19 +226,11 @@ impl Identity {
 
     fn verifier(&self, policy: PeerPolicy, client_auth: ClientAuth) -> PeerVerifier {
         let (trust, connections) = (self.trust.clone(), self.connections.clone());
-        PeerVerifier {
-            trust,
-            connections,
-            policy,
-            client_auth,
-        }
+        PeerVerifier { trust, connections, policy, client_auth }
     }
 
     fn resolver(&self, with_roots: bool) -> OwnCertificate {
-        OwnCertificate {
-            current: Arc::clone(&self.current),
-            with_roots,
-        }
+        OwnCertificate { current: Arc::clone(&self.current), with_roots }
     }
 }
 
@@ -263,11 +242,7 @@ pub fn join_client_config(ca_fingerprint: [u8; 32], alpn: &[&[u8]]) -> Arc<Clien
 }
 
 /// For a node whose certificate has expired: trusts the roots that it kept, shows no certificate.
-pub fn anonymous_client_config(
-    trust: TrustStore,
-    alpn: &[&[u8]],
-    who: PeerPolicy,
-) -> Arc<ClientConfig> {
+pub fn anonymous_client_config(trust: TrustStore, alpn: &[&[u8]], who: PeerPolicy) -> Arc<ClientConfig> {
     let verifier = PeerVerifier {
         trust,
         connections: LiveConnections::default(),
@@ -282,12 +257,11 @@ fn build_client(
     verifier: Arc<dyn ServerCertVerifier>,
     own: Option<Arc<OwnCertificate>>,
 ) -> Arc<ClientConfig> {
-    let builder =
-        ClientConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
-            .with_protocol_versions(&[&TLS13])
-            .expect("the provider has TLS 1.3 cipher suites")
-            .dangerous()
-            .with_custom_certificate_verifier(verifier);
+    let builder = ClientConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
+        .with_protocol_versions(&[&TLS13])
+        .expect("the provider has TLS 1.3 cipher suites")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
     let mut config = match own {
         Some(own) => builder.with_client_cert_resolver(own),
         None => builder.with_no_client_auth(),
@@ -307,11 +281,7 @@ struct OwnCertificate {
 impl OwnCertificate {
     fn certified(&self) -> Arc<CertifiedKey> {
         let current = self.current.load();
-        Arc::clone(if self.with_roots {
-            &current.with_roots
-        } else {
-            &current.certified
-        })
+        Arc::clone(if self.with_roots { &current.with_roots } else { &current.certified })
     }
 }
 

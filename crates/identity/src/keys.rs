@@ -80,12 +80,9 @@ impl RecordKey {
 
     /// A key that was kept.
     pub fn from_pkcs8(der: &PrivatePkcs8KeyDer<'_>) -> Result<Self, KeyError> {
-        let pair = Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der())
-            .map_err(|_| KeyError::Encoding("Ed25519"))?;
-        Ok(Self {
-            pair,
-            pkcs8: der.clone_key(),
-        })
+        let pair =
+            Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|_| KeyError::Encoding("Ed25519"))?;
+        Ok(Self { pair, pkcs8: der.clone_key() })
     }
 
     /// PKCS#8, DER.
@@ -105,37 +102,26 @@ impl RecordKey {
     #[must_use]
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let signature = self.pair.sign(message);
-        signature
-            .as_ref()
-            .try_into()
-            .expect("an Ed25519 signature has 64 bytes")
+        signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes")
     }
 
     /// The public key.
     #[must_use]
     pub fn public_key(&self) -> [u8; 32] {
-        self.pair
-            .public_key()
-            .as_ref()
-            .try_into()
-            .expect("an Ed25519 key has 32 bytes")
+        self.pair.public_key().as_ref().try_into().expect("an Ed25519 key has 32 bytes")
     }
 }
 
 impl fmt::Debug for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RecordKey")
-            .field("public_key", &self.public_key())
-            .finish_non_exhaustive()
+        f.debug_struct("RecordKey").field("public_key", &self.public_key()).finish_non_exhaustive()
     }
 }
 
 /// Whether `signature` over `message` is of the Ed25519 key `public_key`.
 #[must_use]
 pub fn verify_ed25519(public_key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ED25519, public_key)
-        .verify(message, signature)
-        .is_ok()
+    UnparsedPublicKey::new(&ED25519, public_key).verify(message, signature).is_ok()
 }
 
 fn csr(pair: &KeyPair) -> Result<Vec<u8>, KeyError> {
@@ -162,9 +148,8 @@ pub fn sign_recovery(key: &TlsKey, nonce: &[u8], csr: &[u8]) -> Result<Vec<u8>, 
     let pkcs8 = key.to_pkcs8();
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.secret_pkcs8_der())
         .map_err(|_| KeyError::Encoding("ECDSA P-256"))?;
-    let signature = pair
-        .sign(&SystemRandom::new(), &recovery_message(nonce, csr))
-        .map_err(|_| KeyError::Sign)?;
+    let signature =
+        pair.sign(&SystemRandom::new(), &recovery_message(nonce, csr)).map_err(|_| KeyError::Sign)?;
     Ok(signature.as_ref().to_vec())
 }
 
@@ -176,8 +161,7 @@ pub fn verify_recovery(
     csr: &[u8],
     proof: &[u8],
 ) -> Result<(), RecoveryError> {
-    let (_, certificate) =
-        X509Certificate::from_der(expired).map_err(|_| RecoveryError::Certificate)?;
+    let (_, certificate) = X509Certificate::from_der(expired).map_err(|_| RecoveryError::Certificate)?;
     let key = &certificate.public_key().subject_public_key.data;
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key)
         .verify(&recovery_message(nonce, csr), proof)
@@ -210,28 +194,17 @@ mod tests {
         let certificate = CertificateParams::default().self_signed(&key.pair).unwrap();
         let csr = TlsKey::generate().unwrap().csr().unwrap();
         let proof = sign_recovery(&key, b"nonce", &csr).unwrap();
-        assert_eq!(
-            verify_recovery(certificate.der(), b"nonce", &csr, &proof),
-            Ok(())
-        );
+        assert_eq!(verify_recovery(certificate.der(), b"nonce", &csr, &proof), Ok(()));
         let other = TlsKey::generate().unwrap();
-        let others = CertificateParams::default()
-            .self_signed(&other.pair)
-            .unwrap();
+        let others = CertificateParams::default().self_signed(&other.pair).unwrap();
         for (certificate, nonce, csr) in [
             (others.der(), &b"nonce"[..], csr.as_slice()),
             (certificate.der(), b"other", &csr),
             (certificate.der(), b"nonce", b"other"),
         ] {
-            assert_eq!(
-                verify_recovery(certificate, nonce, csr, &proof),
-                Err(RecoveryError::Proof)
-            );
+            assert_eq!(verify_recovery(certificate, nonce, csr, &proof), Err(RecoveryError::Proof));
         }
         let nothing = CertificateDer::from(vec![]);
-        assert_eq!(
-            verify_recovery(&nothing, b"nonce", &csr, &proof),
-            Err(RecoveryError::Certificate)
-        );
+        assert_eq!(verify_recovery(&nothing, b"nonce", &csr, &proof), Err(RecoveryError::Certificate));
     }
 }

@@ -32,12 +32,10 @@ pub use certificate::{CertificateFault, PeerIdentity};
 pub use connections::{ConnectionGuard, Denied, LiveConnections};
 pub use extension::{ATOLL_EXTENSION, AtollExtension, ExtensionError, RECORD_SIGNING};
 pub use identity::{
-    ClientAuth, Identity, IdentityError, MESH_SERVER_NAME, anonymous_client_config,
-    crypto_provider, join_client_config, mesh_server_name,
+    ClientAuth, Identity, IdentityError, MESH_SERVER_NAME, anonymous_client_config, crypto_provider,
+    join_client_config, mesh_server_name,
 };
-pub use keys::{
-    KeyError, RecordKey, RecoveryError, TlsKey, sign_recovery, verify_ed25519, verify_recovery,
-};
+pub use keys::{KeyError, RecordKey, RecoveryError, TlsKey, sign_recovery, verify_ed25519, verify_recovery};
 pub use material::{
     Material, MaterialError, RecordIdentity, load_material, load_record, save_material, save_record,
 };

@@ -112,10 +112,7 @@ impl Material {
         verify_links(&anchors(&self.roots)?, leaf, rest, read.not_before)?;
         if read.peer.id.trust_domain() != self.trust_domain.as_str() {
             let trust_domain = self.trust_domain.clone();
-            return Err(MaterialError::TrustDomain {
-                id: read.peer.id,
-                trust_domain,
-            });
+            return Err(MaterialError::TrustDomain { id: read.peer.id, trust_domain });
         }
         Ok(read.peer)
     }
@@ -135,13 +132,8 @@ impl Clone for Material {
 impl fmt::Debug for Material {
     /// Without the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self
-            .chain
-            .first()
-            .map(|leaf| PeerIdentity::from_certificate(leaf));
-        f.debug_struct("Material")
-            .field("holder", &id)
-            .finish_non_exhaustive()
+        let id = self.chain.first().map(|leaf| PeerIdentity::from_certificate(leaf));
+        f.debug_struct("Material").field("holder", &id).finish_non_exhaustive()
     }
 }
 
@@ -162,9 +154,7 @@ impl RecordIdentity {
             return Err(MaterialError::TooMany);
         }
         if leaf.public_key != key.public_key() || !leaf.record_signing {
-            return Err(MaterialError::RecordKey(
-                "it is not the record certificate's".into(),
-            ));
+            return Err(MaterialError::RecordKey("it is not the record certificate's".into()));
         }
         Ok(Self { key, chain })
     }
@@ -185,16 +175,10 @@ impl RecordIdentity {
 /// Keeps a TLS identity in `dir` (made with mode 0700 if it is missing). The roots come first: after a
 /// crash in between, the old identity still links to one of them, since rotation keeps both.
 pub fn save_material(dir: &Path, material: &Material) -> Result<(), MaterialError> {
-    let make = |source| MaterialError::File {
-        path: dir.to_owned(),
-        source,
-    };
+    let make = |source| MaterialError::File { path: dir.to_owned(), source };
     private_dir(dir).map_err(make)?;
     write(&dir.join(ROOTS_FILE), &pem_certificates(&material.roots))?;
-    write(
-        &dir.join(IDENTITY_FILE),
-        &pem_identity(&material.key, &material.chain),
-    )
+    write(&dir.join(IDENTITY_FILE), &pem_identity(&material.key, &material.chain))
 }
 
 /// The TLS identity kept in `dir`, if there is one, also when its certificate has expired.
@@ -210,33 +194,19 @@ pub fn load_material(dir: &Path) -> Result<Option<Material>, MaterialError> {
     };
     let roots = read(&roots_path)?.ok_or_else(|| damaged(&roots_path, &"it is missing"))?;
     let roots = parse_certificates(&roots_path, &roots)?;
-    let leaf = chain
-        .first()
-        .ok_or_else(|| damaged(&path, &"it holds no certificate"))?;
+    let leaf = chain.first().ok_or_else(|| damaged(&path, &"it holds no certificate"))?;
     let peer = PeerIdentity::from_certificate(leaf).map_err(|error| damaged(&path, &error))?;
-    let trust_domain =
-        TrustDomain::new(peer.id.trust_domain()).map_err(|error| damaged(&path, &error))?;
-    let material = Material {
-        chain,
-        key,
-        roots,
-        trust_domain,
-    };
+    let trust_domain = TrustDomain::new(peer.id.trust_domain()).map_err(|error| damaged(&path, &error))?;
+    let material = Material { chain, key, roots, trust_domain };
     material.check().map_err(|error| damaged(&path, &error))?;
     Ok(Some(material))
 }
 
 /// Keeps a record key and its certificate in `dir`.
 pub fn save_record(dir: &Path, record: &RecordIdentity) -> Result<(), MaterialError> {
-    let make = |source| MaterialError::File {
-        path: dir.to_owned(),
-        source,
-    };
+    let make = |source| MaterialError::File { path: dir.to_owned(), source };
     private_dir(dir).map_err(make)?;
-    write(
-        &dir.join(RECORD_FILE),
-        &pem_identity(&record.key.to_pkcs8(), &record.chain),
-    )
+    write(&dir.join(RECORD_FILE), &pem_identity(&record.key.to_pkcs8(), &record.chain))
 }
 
 /// The record key kept in `dir`, if there is one.
@@ -248,10 +218,7 @@ pub fn load_record(dir: &Path) -> Result<Option<RecordIdentity>, MaterialError> 
     let record = RecordKey::from_pkcs8(&key)
         .map_err(|error: KeyError| MaterialError::RecordKey(error.to_string()))
         .and_then(|key| RecordIdentity::new(key, chain));
-    record.map(Some).map_err(|error| MaterialError::Damaged {
-        path,
-        why: error.to_string(),
-    })
+    record.map(Some).map_err(|error| MaterialError::Damaged { path, why: error.to_string() })
 }
 
 type KeyAndChain = (PrivatePkcs8KeyDer<'static>, Vec<CertificateDer<'static>>);
@@ -267,17 +234,10 @@ fn read_identity(path: &Path) -> Result<Option<KeyAndChain>, MaterialError> {
     Ok(Some((key, parse_certificates(path, &pem)?)))
 }
 
-fn parse_certificates(
-    path: &Path,
-    pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem)
-        .take(CERTIFICATES_MAX + 1)
-        .collect();
-    let damaged = |why: String| MaterialError::Damaged {
-        path: path.to_owned(),
-        why,
-    };
+fn parse_certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, MaterialError> {
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(pem).take(CERTIFICATES_MAX + 1).collect();
+    let damaged = |why: String| MaterialError::Damaged { path: path.to_owned(), why };
     certificates.map_err(|error| damaged(error.to_string()))
 }
 
@@ -285,18 +245,13 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, MaterialError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(MaterialError::File {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(MaterialError::File { path: path.to_owned(), source }),
     }
 }
 
 fn write(path: &Path, text: &str) -> Result<(), MaterialError> {
-    write_atomic(path, text.as_bytes(), 0o600).map_err(|source| MaterialError::File {
-        path: path.to_owned(),
-        source,
-    })
+    write_atomic(path, text.as_bytes(), 0o600)
+        .map_err(|source| MaterialError::File { path: path.to_owned(), source })
 }
 
 fn pem_identity(key: &PrivatePkcs8KeyDer<'_>, chain: &[CertificateDer<'_>]) -> String {
@@ -306,10 +261,7 @@ fn pem_identity(key: &PrivatePkcs8KeyDer<'_>, chain: &[CertificateDer<'_>]) -> S
 /// Certificates as PEM, one after the other.
 #[must_use]
 pub fn pem_certificates(certificates: &[CertificateDer<'_>]) -> String {
-    certificates
-        .iter()
-        .map(|certificate| pem("CERTIFICATE", certificate))
-        .collect()
+    certificates.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect()
 }
 
 /// `der` as one PEM section.

@@ -29,9 +29,7 @@ pub enum SpiffeIdError {
     NoPath,
     /// An empty segment, `.`, `..`, or a character outside `a-z A-Z 0-9 . - _` (a query, a fragment,
     /// percent-encoding, a wildcard).
-    #[error(
-        "the path's segments must be of a-z, A-Z, 0-9, `.`, `-` and `_`, not empty, `.` or `..`"
-    )]
+    #[error("the path's segments must be of a-z, A-Z, 0-9, `.`, `-` and `_`, not empty, `.` or `..`")]
     Path,
 }
 
@@ -43,9 +41,7 @@ impl TrustDomain {
     /// Checks `text` and takes it.
     pub fn new(text: impl AsRef<str>) -> Result<Self, SpiffeIdError> {
         let text = text.as_ref();
-        let chars_fit = text
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
+        let chars_fit = text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
         if text.is_empty() || text.len() > TRUST_DOMAIN_BYTES_MAX || !chars_fit {
             return Err(SpiffeIdError::TrustDomain);
         }
@@ -103,18 +99,13 @@ impl SpiffeId {
             return Err(SpiffeIdError::TooLong);
         }
         let rest = text.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
-        let (domain, path) = rest
-            .split_once('/')
-            .map_or((rest, None), |(d, p)| (d, Some(p)));
+        let (domain, path) = rest.split_once('/').map_or((rest, None), |(d, p)| (d, Some(p)));
         TrustDomain::new(domain)?;
         let path = path.ok_or(SpiffeIdError::NoPath)?;
         if !path.split('/').all(is_segment) {
             return Err(SpiffeIdError::Path);
         }
-        Ok(Self {
-            text: text.into(),
-            path_at: SCHEME.len() + domain.len(),
-        })
+        Ok(Self { text: text.into(), path_at: SCHEME.len() + domain.len() })
     }
 
     /// The id of a node.
@@ -127,18 +118,12 @@ impl SpiffeId {
     #[must_use]
     pub fn workload(trust_domain: &TrustDomain, cluster: &ClusterName) -> Self {
         let ClusterName { org, app, service } = cluster;
-        Self::of_path(
-            trust_domain,
-            &format!("/org/{org}/app/{app}/service/{service}"),
-        )
+        Self::of_path(trust_domain, &format!("/org/{org}/app/{app}/service/{service}"))
     }
 
     fn of_path(trust_domain: &TrustDomain, path: &str) -> Self {
         let domain = trust_domain.as_str();
-        Self {
-            text: format!("{SCHEME}{domain}{path}").into(),
-            path_at: SCHEME.len() + domain.len(),
-        }
+        Self { text: format!("{SCHEME}{domain}{path}").into(), path_at: SCHEME.len() + domain.len() }
     }
 
     /// The id as text.
@@ -168,17 +153,14 @@ impl SpiffeId {
     fn known_kind(&self) -> Option<SpiffeKind> {
         let segments: Vec<&str> = self.path()[1..].split('/').collect();
         match segments.as_slice() {
-            ["node", site, node] => Some(SpiffeKind::Node {
-                site: site.parse().ok()?,
-                node: node.parse().ok()?,
-            }),
-            ["org", org, "app", app, "service", service] => {
-                Some(SpiffeKind::Workload(ClusterName {
-                    org: org.parse().ok()?,
-                    app: app.parse().ok()?,
-                    service: service.parse().ok()?,
-                }))
+            ["node", site, node] => {
+                Some(SpiffeKind::Node { site: site.parse().ok()?, node: node.parse().ok()? })
             }
+            ["org", org, "app", app, "service", service] => Some(SpiffeKind::Workload(ClusterName {
+                org: org.parse().ok()?,
+                app: app.parse().ok()?,
+                service: service.parse().ok()?,
+            })),
             _ => None,
         }
     }
@@ -194,9 +176,7 @@ impl SpiffeId {
 }
 
 fn is_segment(segment: &str) -> bool {
-    let chars_fit = segment
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    let chars_fit = segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
     chars_fit && !segment.is_empty() && segment != "." && segment != ".."
 }
 
@@ -222,34 +202,18 @@ mod tests {
     #[test]
     fn nodes_and_workloads_are_told_apart() {
         let domain = TrustDomain::new("atoll.test").unwrap();
-        let node = SpiffeId::node(
-            &domain,
-            &"fra1".parse().unwrap(),
-            &"fra1-edge".parse().unwrap(),
-        );
+        let node = SpiffeId::node(&domain, &"fra1".parse().unwrap(), &"fra1-edge".parse().unwrap());
         assert_eq!(node.as_str(), "spiffe://atoll.test/node/fra1/fra1-edge");
         assert_eq!(
             node.kind(),
-            SpiffeKind::Node {
-                site: "fra1".parse().unwrap(),
-                node: "fra1-edge".parse().unwrap()
-            }
+            SpiffeKind::Node { site: "fra1".parse().unwrap(), node: "fra1-edge".parse().unwrap() }
         );
         let cluster: ClusterName = "default/shop/web".parse().unwrap();
         let workload = SpiffeId::workload(&domain, &cluster);
-        assert_eq!(
-            workload.as_str(),
-            "spiffe://atoll.test/org/default/app/shop/service/web"
-        );
+        assert_eq!(workload.as_str(), "spiffe://atoll.test/org/default/app/shop/service/web");
         assert_eq!(workload.kind(), SpiffeKind::Workload(cluster));
-        assert_eq!(
-            SpiffeId::parse("spiffe://td/x").unwrap().kind(),
-            SpiffeKind::Other
-        );
-        assert_eq!(
-            SpiffeId::parse("spiffe://td/node/a/B").unwrap().kind(),
-            SpiffeKind::Other
-        );
+        assert_eq!(SpiffeId::parse("spiffe://td/x").unwrap().kind(), SpiffeKind::Other);
+        assert_eq!(SpiffeId::parse("spiffe://td/node/a/B").unwrap().kind(), SpiffeKind::Other);
         assert_eq!(SpiffeId::parse(node.as_str()).unwrap(), node);
     }
 

@@ -6,8 +6,8 @@ use crate::identity::crypto_provider;
 use crate::material::Material;
 use crate::spiffe::TrustDomain;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -50,10 +50,7 @@ pub(crate) fn node(uri: &str, role: &str) -> LeafSpec {
         uris: vec![uri.into()],
         dns: vec![],
         common_name: "a node".into(),
-        usages: vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ],
+        usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         key_usages: vec![KeyUsagePurpose::DigitalSignature],
         not_before: Duration::seconds(-60),
         not_after: Duration::hours(1),
@@ -64,11 +61,7 @@ pub(crate) fn node(uri: &str, role: &str) -> LeafSpec {
 
 pub(crate) fn record(uri: &str, role: &str) -> LeafSpec {
     let usages = vec![ExtendedKeyUsagePurpose::Other(RECORD_SIGNING.to_vec())];
-    LeafSpec {
-        usages,
-        not_after: Duration::days(36_500),
-        ..node(uri, role)
-    }
+    LeafSpec { usages, not_after: Duration::days(36_500), ..node(uri, role) }
 }
 
 /// Chain and key, as an attacker may hold them.
@@ -97,44 +90,27 @@ impl TestCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let params = ca_params("intermediate", not_after);
         let intermediate = params.signed_by(&key, &root_issuer).unwrap().der().clone();
-        Self {
-            root,
-            intermediate,
-            issuer: Issuer::new(params, key),
-        }
+        Self { root, intermediate, issuer: Issuer::new(params, key) }
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
         vec![self.root.clone()]
     }
 
-    pub(crate) fn certify(
-        &self,
-        spec: &LeafSpec,
-        key: &impl PublicKeyData,
-    ) -> Vec<CertificateDer<'static>> {
+    pub(crate) fn certify(&self, spec: &LeafSpec, key: &impl PublicKeyData) -> Vec<CertificateDer<'static>> {
         let mut params = CertificateParams::default();
         let now = OffsetDateTime::now_utc();
         (params.not_before, params.not_after) = (now + spec.not_before, now + spec.not_after);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, spec.common_name.as_str());
-        let uris = spec
-            .uris
-            .iter()
-            .map(|uri| SanType::URI(uri.as_str().try_into().unwrap()));
-        let dns = spec
-            .dns
-            .iter()
-            .map(|dns| SanType::DnsName(dns.as_str().try_into().unwrap()));
+        params.distinguished_name.push(DnType::CommonName, spec.common_name.as_str());
+        let uris = spec.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().unwrap()));
+        let dns = spec.dns.iter().map(|dns| SanType::DnsName(dns.as_str().try_into().unwrap()));
         params.subject_alt_names = uris.chain(dns).collect();
         params.extended_key_usages = spec.usages.clone();
         params.key_usages = spec.key_usages.clone();
         if spec.is_ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }
-        let extension =
-            |der: &Vec<u8>| CustomExtension::from_oid_content(ATOLL_EXTENSION, der.clone());
+        let extension = |der: &Vec<u8>| CustomExtension::from_oid_content(ATOLL_EXTENSION, der.clone());
         params.custom_extensions = spec.extension.iter().map(extension).collect();
         let leaf = params.signed_by(key, &self.issuer).unwrap();
         vec![leaf.der().clone(), self.intermediate.clone()]
@@ -142,20 +118,12 @@ impl TestCa {
 
     pub(crate) fn holder(&self, spec: &LeafSpec) -> Holder {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        Holder {
-            chain: self.certify(spec, &key),
-            key: key.serialize_der().into(),
-        }
+        Holder { chain: self.certify(spec, &key), key: key.serialize_der().into() }
     }
 
     pub(crate) fn material(&self, spec: &LeafSpec) -> Material {
         let Holder { chain, key } = self.holder(spec);
-        Material {
-            chain,
-            key,
-            roots: self.roots(),
-            trust_domain: domain(),
-        }
+        Material { chain, key, roots: self.roots(), trust_domain: domain() }
     }
 }
 
@@ -213,9 +181,7 @@ macro_rules! any_signature {
             Ok(HandshakeSignatureValid::assertion())
         }
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            crypto_provider()
-                .signature_verification_algorithms
-                .supported_schemes()
+            crypto_provider().signature_verification_algorithms.supported_schemes()
         }
     };
 }

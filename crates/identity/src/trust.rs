@@ -87,15 +87,9 @@ pub struct TrustStore {
 
 impl TrustStore {
     /// Trusts `roots` (DER) for `trust_domain`.
-    pub fn new(
-        trust_domain: TrustDomain,
-        roots: &[CertificateDer<'static>],
-    ) -> Result<Self, TrustError> {
+    pub fn new(trust_domain: TrustDomain, roots: &[CertificateDer<'static>]) -> Result<Self, TrustError> {
         let roots = Arc::new(ArcSwap::from_pointee(anchors(roots)?));
-        Ok(Self {
-            trust_domain,
-            roots,
-        })
+        Ok(Self { trust_domain, roots })
     }
 
     /// Trusts these roots from now on, and no other.
@@ -122,13 +116,7 @@ impl TrustStore {
         intermediates: &[CertificateDer<'_>],
     ) -> Result<RecordSigner, TrustError> {
         let read = Leaf::read(leaf)?;
-        verify_chain(
-            &self.roots.load(),
-            leaf,
-            intermediates,
-            read.not_before,
-            &AnyUse,
-        )?;
+        verify_chain(&self.roots.load(), leaf, intermediates, read.not_before, &AnyUse)?;
         self.check_trust_domain(&read.peer.id)?;
         if !read.record_signing || read.server_auth || read.client_auth {
             return Err(TrustError::Usage("signing records"));
@@ -166,25 +154,16 @@ impl TrustStore {
         if id.trust_domain() == self.trust_domain.as_str() {
             return Ok(());
         }
-        Err(TrustError::TrustDomain {
-            id: id.clone(),
-            ours: self.trust_domain.clone(),
-        })
+        Err(TrustError::TrustDomain { id: id.clone(), ours: self.trust_domain.clone() })
     }
 }
 
-pub(crate) fn anchors(
-    roots: &[CertificateDer<'static>],
-) -> Result<Vec<TrustAnchor<'static>>, TrustError> {
+pub(crate) fn anchors(roots: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, TrustError> {
     if roots.is_empty() {
         return Err(TrustError::NoRoots);
     }
     let anchor = |root| webpki::anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned());
-    roots
-        .iter()
-        .map(anchor)
-        .collect::<Result<_, _>>()
-        .map_err(TrustError::Root)
+    roots.iter().map(anchor).collect::<Result<_, _>>().map_err(TrustError::Root)
 }
 
 /// The chain and the extended key usage; the leaf must have one (webpki takes "none" for "all").
@@ -208,11 +187,7 @@ pub(crate) fn verify_tls_chain(
         TlsUse::Server => read.server_auth,
         TlsUse::Client => read.client_auth,
     };
-    if fits {
-        Ok(read)
-    } else {
-        Err(TrustError::Usage(name))
-    }
+    if fits { Ok(read) } else { Err(TrustError::Usage(name)) }
 }
 
 /// That `leaf` links to one of `anchors`, whatever it is for.
@@ -257,14 +232,9 @@ fn record_signer(leaf: &Leaf) -> Result<RecordSigner, TrustError> {
         return Err(TrustError::Record("does not say region and epoch"));
     };
     match leaf.public_key.as_slice().try_into() {
-        Ok(public_key) if leaf.is_ed25519 => Ok(RecordSigner {
-            node,
-            site,
-            region,
-            roles: leaf.peer.roles,
-            epoch,
-            public_key,
-        }),
+        Ok(public_key) if leaf.is_ed25519 => {
+            Ok(RecordSigner { node, site, region, roles: leaf.peer.roles, epoch, public_key })
+        }
         _ => Err(TrustError::Record("has no Ed25519 key")),
     }
 }

@@ -30,7 +30,7 @@ pub enum PeerPolicy {
     /// Any node or workload of our trust domain.
     AnyMember,
     /// Whoever one of these lets in.
-    AnyOf(Vec<PeerPolicy>),
+    AnyOf(Vec<Self>),
 }
 
 impl PeerPolicy {
@@ -44,9 +44,7 @@ impl PeerPolicy {
             (Self::NodeWithAny(roles), SpiffeKind::Node { .. }) => {
                 roles.iter().any(|role| peer.roles.has(role))
             }
-            (Self::Node(name, role), SpiffeKind::Node { node, .. }) => {
-                name == node && peer.roles.has(*role)
-            }
+            (Self::Node(name, role), SpiffeKind::Node { node, .. }) => name == node && peer.roles.has(*role),
             (Self::Workload(wanted), SpiffeKind::Workload(cluster)) => wanted == cluster,
             (Self::AnyMember, kind) => *kind != SpiffeKind::Other,
             _ => false,
@@ -92,15 +90,15 @@ impl From<PeerRefusal> for Error {
             PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::CertExpired { .. })) => {
                 CertificateError::Expired
             }
-            PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::CertNotValidYet {
-                ..
-            })) => CertificateError::NotValidYet,
+            PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::CertNotValidYet { .. })) => {
+                CertificateError::NotValidYet
+            }
             PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::UnknownIssuer)) => {
                 CertificateError::UnknownIssuer
             }
-            PeerRefusal::Untrusted(TrustError::Chain(
-                webpki::Error::InvalidSignatureForPublicKey,
-            )) => CertificateError::BadSignature,
+            PeerRefusal::Untrusted(TrustError::Chain(webpki::Error::InvalidSignatureForPublicKey)) => {
+                CertificateError::BadSignature
+            }
             PeerRefusal::Untrusted(TrustError::Certificate(CertificateFault::Encoding)) => {
                 CertificateError::BadEncoding
             }
@@ -133,10 +131,7 @@ impl PeerVerifier {
             return Err(PeerRefusal::Denied(peer.id));
         }
         if !self.policy.allows(&peer) {
-            return Err(PeerRefusal::Policy {
-                id: peer.id,
-                roles: peer.roles,
-            });
+            return Err(PeerRefusal::Policy { id: peer.id, roles: peer.roles });
         }
         Ok(())
     }
@@ -166,9 +161,7 @@ macro_rules! handshake_signatures {
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            crypto_provider()
-                .signature_verification_algorithms
-                .supported_schemes()
+            crypto_provider().signature_verification_algorithms.supported_schemes()
         }
     };
 }
@@ -226,19 +219,13 @@ impl PinnedVerifier {
         now: UnixTime,
     ) -> Result<(), PeerRefusal> {
         let pinned = |sent: &&CertificateDer<'_>| fingerprint(sent) == self.ca_fingerprint;
-        let root = intermediates
-            .iter()
-            .find(pinned)
-            .ok_or(PeerRefusal::NotPinned)?;
+        let root = intermediates.iter().find(pinned).ok_or(PeerRefusal::NotPinned)?;
         let anchors = anchors(&[root.clone().into_owned()])?;
         let peer = verify_tls_chain(&anchors, leaf, intermediates, now, TlsUse::Server)?.peer;
         if PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Control)).allows(&peer) {
             return Ok(());
         }
-        Err(PeerRefusal::Policy {
-            id: peer.id,
-            roles: peer.roles,
-        })
+        Err(PeerRefusal::Policy { id: peer.id, roles: peer.roles })
     }
 }
 
