@@ -252,6 +252,15 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_text_is_a_token_only_as_it_is_written(text in "(atl1\\.[0-9a-f]{15,17}\\.[A-Za-z0-9_-]{42,44}\\.[0-9a-f]{63,65})|.{0,80}") {
+            if let Ok(token) = text.parse::<JoinToken>() {
+                proptest::prop_assert_eq!(token.to_string(), text.trim());
+            }
+        }
+    }
+
     #[test]
     fn each_refusal_has_its_reason() {
         let (token, record) = made(Some("fra1-edge"));

@@ -191,6 +191,23 @@ mod tests {
     }
 
     #[test]
+    fn no_connection_slips_in_while_the_list_changes() {
+        for _ in 0..200 {
+            let connections = LiveConnections::default();
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                let admitting = scope.spawn(|| {
+                    start.wait();
+                    (0..8).filter_map(|_| connections.admit(&peer("bad")).ok()).collect::<Vec<_>>()
+                });
+                start.wait();
+                connections.set_denied([peer("bad").id]);
+                assert!(admitting.join().unwrap().iter().all(ConnectionGuard::is_cut));
+            });
+        }
+    }
+
+    #[test]
     fn the_bound_holds_and_room_comes_back() {
         let connections = LiveConnections::with_limit(1);
         let first = connections.admit(&peer("a")).unwrap();

@@ -12,7 +12,7 @@ use crate::material::{
 };
 use crate::spiffe::SpiffeId;
 use crate::testing::{DOMAIN, EDGE, GATEWAY, Holder, LeafSpec, TestCa, domain, node, record};
-use crate::trust::{TrustError, TrustStore, fingerprint};
+use crate::trust::{TlsUse, TrustError, TrustStore, fingerprint};
 use crate::verify::PeerPolicy;
 use atoll_model::{Role, Roles};
 use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
@@ -393,4 +393,29 @@ fn record_certificates_name_their_signer_and_nothing_else_does() {
     let loaded = load_record(dir.path()).unwrap().unwrap();
     assert_eq!((&loaded.chain, loaded.fingerprint()), (&chain, fingerprint(&chain[0])));
     assert!(RecordIdentity::new(RecordKey::generate().unwrap(), chain).is_err());
+}
+
+#[test]
+fn a_changed_certificate_is_never_trusted_and_never_a_panic() {
+    use proptest::prelude::*;
+    let ca = TestCa::new();
+    let trust = TrustStore::new(domain(), &ca.roots()).unwrap();
+    let chain = ca.holder(&node(EDGE, "edge")).chain;
+    let now = rustls::pki_types::UnixTime::now();
+    let check = |leaf: Vec<u8>| {
+        let leaf = rustls::pki_types::CertificateDer::from(leaf);
+        trust.verify_tls(&leaf, &chain[1..], now, TlsUse::Client)
+    };
+    assert!(check(chain[0].to_vec()).is_ok());
+    let change = (any::<prop::sample::Index>(), 1u8..=255, 0usize..4);
+    proptest!(|((at, flip, cut) in change)| {
+        let mut leaf = chain[0].to_vec();
+        let at = at.index(leaf.len());
+        leaf[at] ^= flip;
+        leaf.truncate(leaf.len() - cut);
+        prop_assert!(check(leaf).is_err());
+    });
+    proptest!(|(noise in prop::collection::vec(any::<u8>(), 0..200))| {
+        prop_assert!(PeerIdentity::from_certificate(&noise).is_err());
+    });
 }
