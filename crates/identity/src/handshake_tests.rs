@@ -17,6 +17,8 @@ use crate::verify::PeerPolicy;
 use atoll_model::{Role, Roles};
 use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose};
 use rustls::{ClientConfig, HandshakeKind, ServerConfig};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use time::Duration as Span;
@@ -350,6 +352,8 @@ fn material_comes_back_from_disk_also_when_it_has_expired() {
     assert!(TlsKey::from_pkcs8(&loaded.key).is_ok());
 
     let path = dir.join(IDENTITY_FILE);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&dir), mode(&path)), (0o700, 0o600));
     let pem = std::fs::read_to_string(&path).unwrap();
     for damaged in ["", &pem[..pem.len() / 2], &pem.replacen("BEGIN PRIVATE", "BEGIN PUBLIC", 1)] {
         std::fs::write(&path, damaged).unwrap();
