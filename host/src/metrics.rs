@@ -1,0 +1,104 @@
+//! What a host counts.
+
+use crate::supervisor::State;
+use atoll_process::Metrics;
+use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use std::fmt;
+
+/// The handles, registered once.
+#[derive(Debug, Clone)]
+pub struct HostMetrics {
+    /// Instances in each state.
+    pub instances: Family<StateLabel, Gauge>,
+    /// Programs started.
+    pub starts: Counter,
+    /// Programs that could not be started.
+    pub start_failures: Counter,
+    /// Programs that ended without being asked to.
+    pub exits: Counter,
+    /// Programs that had to be killed.
+    pub kills: Counter,
+    /// Processes taken over from an earlier run.
+    pub adoptions: Counter,
+    /// Checks that failed.
+    pub check_failures: Counter,
+    /// Sidecars started.
+    pub sidecar_starts: Counter,
+    /// Sidecars that ended without being asked to.
+    pub sidecar_exits: Counter,
+    /// Connections to the sidecars' socket that were refused.
+    pub sidecar_refusals: Counter,
+    /// Output files rotated.
+    pub log_rotations: Counter,
+    /// Output that could not be kept.
+    pub log_errors: Counter,
+    /// State files that could not be written.
+    pub state_errors: Counter,
+    /// Workload certificates received.
+    pub certificates: Counter,
+    /// Requests for a workload certificate that failed.
+    pub certificate_failures: Counter,
+    /// Placements that could not be followed.
+    pub bad_placements: Counter,
+}
+
+impl HostMetrics {
+    /// Registers all of them.
+    #[must_use]
+    pub fn new(metrics: &Metrics) -> Self {
+        let counter = |name, help| metrics.counter(name, help);
+        Self {
+            instances: metrics.gauges("atoll_host_instances", "Instances by state"),
+            starts: counter("atoll_host_program_starts", "Programs started"),
+            start_failures: counter(
+                "atoll_host_program_start_failures",
+                "Programs that could not be started",
+            ),
+            exits: counter("atoll_host_program_exits", "Programs that ended without being asked to"),
+            kills: counter("atoll_host_program_kills", "Processes that had to be killed"),
+            adoptions: counter(
+                "atoll_host_adoptions",
+                "Processes taken over from an earlier run of the host",
+            ),
+            check_failures: counter("atoll_host_check_failures", "Checks that failed"),
+            sidecar_starts: counter("atoll_host_sidecar_starts", "Sidecars started"),
+            sidecar_exits: counter("atoll_host_sidecar_exits", "Sidecars that ended without being asked to"),
+            sidecar_refusals: counter(
+                "atoll_host_sidecar_refusals",
+                "Connections to the sidecars' socket refused",
+            ),
+            log_rotations: counter("atoll_host_log_rotations", "Output files rotated"),
+            log_errors: counter("atoll_host_log_errors", "Output that could not be kept"),
+            state_errors: counter("atoll_host_state_errors", "State files that could not be written"),
+            certificates: counter("atoll_host_workload_certificates", "Workload certificates received"),
+            certificate_failures: counter(
+                "atoll_host_workload_certificate_failures",
+                "Requests for a workload certificate that failed",
+            ),
+            bad_placements: counter("atoll_host_bad_placements", "Placements that could not be followed"),
+        }
+    }
+
+    /// Moves one instance from a state to another.
+    pub fn moved(&self, from: Option<State>, to: Option<State>) {
+        if let Some(state) = from {
+            self.instances.get_or_create(&StateLabel(state)).dec();
+        }
+        if let Some(state) = to {
+            self.instances.get_or_create(&StateLabel(state)).inc();
+        }
+    }
+}
+
+/// The label `state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StateLabel(pub State);
+
+impl EncodeLabelSet for StateLabel {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        ("state", self.0.as_str()).encode(encoder.encode_label())
+    }
+}
