@@ -1,1 +1,27 @@
-//! TODO
+//! The role edge: public listeners, TLS, the choice of a region, and tunnels to the regions' gateways.
+//!
+//! [`Edge::bind`] takes the sockets and loads what is on disk; [`Bound::run`] serves until the drain is over.
+//! Nothing on the path of a request waits for control or for gossip: workers read snapshots.
+
+mod board;
+mod certificates;
+mod choice;
+mod config;
+mod edge;
+mod plain;
+mod record;
+mod records;
+mod request;
+mod serving;
+mod tls;
+mod tunnels;
+mod views;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use certificates::SealedError;
+pub use config::Config;
+pub use edge::{BindError, Bound, Edge, Handles};
+pub use serving::Serving;

@@ -1,0 +1,127 @@
+//! One worker's choice of region, and what it remembers between requests.
+
+use crate::tunnels::Tunnels;
+use crate::views::{Cluster, Snapshot};
+use atoll_model::{NodeName, RegionName};
+use atoll_proxy::tunnel::Tunnel;
+use atoll_routing::region::{self, Candidate, Hysteresis};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tracing::debug;
+
+/// How long a region that said `no-instance` is left out, before one request asks again.
+const NO_INSTANCE_FOR: Duration = Duration::from_secs(1);
+/// Clusters remembered; beyond it the memory starts anew. About 100 bytes each.
+const CLUSTERS_MAX: usize = 100_000;
+
+/// What a worker remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// The region chosen last for a cluster's first tries.
+    chosen: RefCell<HashMap<String, RegionName>>,
+    /// Until when a region is left out for a cluster.
+    refused: RefCell<HashMap<String, Vec<(RegionName, Instant)>>>,
+}
+
+/// What one request has tried.
+#[derive(Debug, Default)]
+pub(crate) struct Tried {
+    pub(crate) gateways: Vec<NodeName>,
+    pub(crate) regions: Vec<RegionName>,
+}
+
+/// Where a try goes.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) region: RegionName,
+    pub(crate) gateway: NodeName,
+    pub(crate) tunnel: Tunnel,
+}
+
+impl Memory {
+    /// Chooses for the next try; `None` when no region can serve.
+    pub(crate) fn choose(
+        &self,
+        tunnels: &Tunnels,
+        snapshot: &Snapshot,
+        (name, cluster): (&str, &Cluster),
+        tried: &Tried,
+        now: Instant,
+    ) -> Option<Target> {
+        let regions = tunnels.regions(snapshot, name, &cluster.regions);
+        let refused = self.refused_now(name, now);
+        let is_tried = |region: &RegionName| {
+            tried.regions.contains(region) || !tunnels.has_untried(region, &tried.gateways)
+        };
+        let previous = self.chosen.borrow().get(name).cloned();
+        let choose = |heed: bool| {
+            let candidates: Vec<Candidate<'_>> = regions
+                .iter()
+                .map(|view| Candidate {
+                    region: &view.region,
+                    rtt: view.rtt,
+                    health: view.health,
+                    tunnel_up: view.tunnel_up,
+                    draining: view.draining,
+                    excluded: (view.tunnel_up && is_tried(&view.region))
+                        || (heed && refused.contains(&view.region)),
+                })
+                .collect();
+            region::choose(&candidates, previous.as_ref(), Hysteresis::default())
+        };
+        let mut decision = choose(true);
+        if decision.chosen.is_none() && !refused.is_empty() {
+            // Nothing else is left: what was refused a moment ago may be back.
+            decision = choose(false);
+        }
+        let Some(chosen) = decision.chosen.and_then(|index| regions.get(index)) else {
+            for (view, verdict) in regions.iter().zip(&decision.verdicts) {
+                debug!(cluster = name, region = %view.region, why = %verdict, "a region can't serve");
+            }
+            return None;
+        };
+        let region = chosen.region.clone();
+        // A retry's detour is no reason to stay there.
+        if tried.gateways.is_empty() && tried.regions.is_empty() && previous.as_ref() != Some(&region) {
+            self.remember(name, &region);
+        }
+        let (gateway, tunnel) = tunnels.pick(&region, &tried.gateways, rand::random())?;
+        Some(Target { region, gateway, tunnel })
+    }
+
+    fn remember(&self, cluster: &str, region: &RegionName) {
+        let mut chosen = self.chosen.borrow_mut();
+        if chosen.len() >= CLUSTERS_MAX {
+            chosen.clear();
+        }
+        chosen.insert(cluster.to_owned(), region.clone());
+    }
+
+    /// A region has said that it has no instance of the cluster.
+    pub(crate) fn note_refusal(&self, cluster: &str, region: &RegionName, now: Instant) {
+        let mut refused = self.refused.borrow_mut();
+        if refused.len() >= CLUSTERS_MAX {
+            refused.clear();
+        }
+        let of_cluster = refused.entry(cluster.to_owned()).or_default();
+        of_cluster.retain(|(known, until)| known != region && *until > now);
+        of_cluster.push((region.clone(), now + NO_INSTANCE_FOR));
+    }
+
+    /// A region has answered for the cluster.
+    pub(crate) fn note_answer(&self, cluster: &str, region: &RegionName) {
+        let mut refused = self.refused.borrow_mut();
+        let Some(of_cluster) = refused.get_mut(cluster) else { return };
+        of_cluster.retain(|(known, _)| known != region);
+        if of_cluster.is_empty() {
+            refused.remove(cluster);
+        }
+    }
+
+    fn refused_now(&self, cluster: &str, now: Instant) -> Vec<RegionName> {
+        let refused = self.refused.borrow();
+        let of_cluster = refused.get(cluster).map_or(&[][..], Vec::as_slice);
+        of_cluster.iter().filter(|(_, until)| *until > now).map(|(region, _)| region.clone()).collect()
+    }
+}

@@ -1,0 +1,64 @@
+//! What an operator sets for the role edge.
+
+use atoll_model::RegionName;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The most data-path workers that are started without being asked for.
+const WORKERS_DEFAULT_MAX: usize = 4;
+
+/// The role's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Plain HTTP, which redirects.
+    pub http: Vec<SocketAddr>,
+    /// HTTPS over TCP.
+    pub https: Vec<SocketAddr>,
+    /// The port that redirects name; 0 means the port of the first `https` address.
+    pub public_https_port: u16,
+    /// Data-path workers; 0 means one for each core, at most 4.
+    pub workers: usize,
+    /// Access log: a file that is appended to, `-` for stdout, or nothing for none.
+    pub access_log: Option<PathBuf>,
+    /// Simulated round-trip time to each region's gateways, ms (`atoll dev --wan`).
+    pub wan: BTreeMap<RegionName, u64>,
+    /// Most requests at a time, over all workers. Each holds at most 64 KiB of its body for a retry, so
+    /// 20,000 uploads at once hold 1.3 GiB at worst.
+    pub requests_max: usize,
+    /// Most client connections at a time, over all workers; about 40 KiB each with TLS.
+    pub connections_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            http: Vec::new(),
+            https: Vec::new(),
+            public_https_port: 0,
+            workers: 0,
+            access_log: None,
+            wan: BTreeMap::new(),
+            requests_max: 20_000,
+            connections_max: 50_000,
+        }
+    }
+}
+
+impl Config {
+    /// How many workers to start.
+    pub(crate) fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_DEFAULT_MAX)),
+            workers => workers,
+        }
+    }
+
+    /// The simulated round-trip time to a region.
+    pub(crate) fn wan_delay(&self, region: &RegionName) -> Duration {
+        Duration::from_millis(self.wan.get(region).copied().unwrap_or(0))
+    }
+}

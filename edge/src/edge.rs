@@ -1,0 +1,329 @@
+//! Binding and running the role.
+
+use crate::board::Board;
+use crate::certificates::{Certificate, Certificates, Fetcher, Sealed, SealedError, Wanted};
+use crate::config::Config;
+use crate::records::{self, Feed};
+use crate::serving::Serving;
+use crate::tls;
+use crate::tunnels::TunnelFacts;
+use crate::views::Views;
+use crate::worker::{self, Sockets};
+use arc_swap::ArcSwap;
+use atoll_gossip::Gossip;
+use atoll_identity::Identity;
+use atoll_model::{NodeName, RegionName, SiteName};
+use atoll_process::{Drain, Metrics, Tasks};
+use atoll_proxy::ProxyMetrics;
+use atoll_proxy::access_log::AccessLog;
+use atoll_proxy::listen::{ConnectionCap, bind_workers};
+use atoll_proxy::workers::{self, Workers};
+use rustls::ServerConfig;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+/// How long workers may take to end once the drain was forced.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the node hands to the role.
+#[derive(Debug, Clone)]
+pub struct Handles {
+    /// The node.
+    pub name: NodeName,
+    /// Its site.
+    pub site: SiteName,
+    /// Its region.
+    pub region: RegionName,
+    /// Where sealed certificates are kept.
+    pub data_dir: PathBuf,
+    /// For tunnels.
+    pub identity: Identity,
+    /// Where records come from.
+    pub gossip: Gossip,
+    /// The node's metrics.
+    pub metrics: Metrics,
+    /// When to stop.
+    pub drain: Drain,
+    /// Spawns on the control runtime.
+    pub tasks: Tasks,
+    /// The node plane over mutual TLS; connects again by itself.
+    pub node_plane: Channel,
+}
+
+/// Why the role can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A listening address.
+    #[error("can't listen on {address}; is it taken, or not an address of this machine?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The access log.
+    #[error("can't write the access log {path}")]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Certificates on disk.
+    #[error(transparent)]
+    Certificates(#[from] SealedError),
+    /// The TLS library.
+    #[error("can't set up TLS")]
+    Tls(#[from] rustls::Error),
+    /// Threads.
+    #[error("can't start the workers")]
+    Workers(#[source] io::Error),
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) site: SiteName,
+    pub(crate) https_port: u16,
+    pub(crate) views: Views,
+    pub(crate) certificates: Certificates,
+    pub(crate) sealed: Arc<Sealed>,
+    pub(crate) tls: ServerConfig,
+    pub(crate) board: Board,
+    pub(crate) tunnel_facts: TunnelFacts,
+    pub(crate) metrics: ProxyMetrics,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) connections: ConnectionCap,
+    pub(crate) drain: Drain,
+    pub(crate) apply_errors: ArcSwap<Vec<(String, String)>>,
+    in_flight: AtomicUsize,
+    requests_max: usize,
+}
+
+impl Shared {
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// A place among the requests that the edge takes at a time; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Admission(Arc<Shared>);
+
+impl Admission {
+    pub(crate) fn take(shared: &Arc<Shared>) -> Option<Self> {
+        // Counted before the look, so that two can't take the last place.
+        let admission = Self(Arc::clone(shared));
+        let before = shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        (before < shared.requests_max).then_some(admission)
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The role edge.
+#[derive(Debug)]
+pub struct Edge;
+
+/// All sockets are bound; nothing is served yet.
+#[derive(Debug)]
+pub struct Bound {
+    /// Where plain HTTP is served.
+    pub http: Vec<SocketAddr>,
+    /// Where HTTPS is served.
+    pub https: Vec<SocketAddr>,
+    shared: Arc<Shared>,
+    sockets: Vec<Sockets>,
+    tasks: Tasks,
+    feed: Feed,
+    fetcher: Fetcher,
+}
+
+impl Edge {
+    /// Binds the listeners and loads what is kept on disk. Blocks on the disk for moments.
+    ///
+    /// # Errors
+    /// What keeps it from starting; nothing is left behind.
+    pub fn bind(config: Config, handles: Handles) -> Result<Bound, BindError> {
+        let feed = Feed::Gossip(handles.gossip.subscribe(&records::KINDS));
+        let parts = Parts {
+            name: handles.name,
+            site: handles.site,
+            region: handles.region,
+            data_dir: handles.data_dir,
+            identity: handles.identity,
+            metrics: handles.metrics,
+            drain: handles.drain,
+            tasks: handles.tasks,
+            node_plane: handles.node_plane,
+        };
+        bind(config, parts, feed)
+    }
+}
+
+/// [`Handles`] but for gossip, which a test does without.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) name: NodeName,
+    pub(crate) site: SiteName,
+    pub(crate) region: RegionName,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) identity: Identity,
+    pub(crate) metrics: Metrics,
+    pub(crate) drain: Drain,
+    pub(crate) tasks: Tasks,
+    pub(crate) node_plane: Channel,
+}
+
+pub(crate) fn bind(config: Config, parts: Parts, feed: Feed) -> Result<Bound, BindError> {
+    let count = config.worker_count();
+    let mut sockets: Vec<Sockets> = (0..count).map(|_| Sockets::default()).collect();
+    let http = listen(&config.http, &mut sockets, |sockets| &mut sockets.http)?;
+    let https = listen(&config.https, &mut sockets, |sockets| &mut sockets.https)?;
+    let https_port = match config.public_https_port {
+        0 => https.first().map_or(443, SocketAddr::port),
+        port => port,
+    };
+    let metrics = ProxyMetrics::register(&parts.metrics, "edge");
+    let access_log = config.access_log.as_deref().map(|path| open_log(path, &metrics)).transpose()?;
+    let sealed = Arc::new(Sealed::open(&parts.data_dir)?);
+    let certificates = Certificates::default();
+    load(&sealed, &certificates)?;
+    let config = Arc::new(config);
+    let shared = Arc::new(Shared {
+        site: parts.site,
+        https_port,
+        views: Views::default(),
+        certificates: certificates.clone(),
+        sealed: Arc::clone(&sealed),
+        tls: tls::base_config()?,
+        board: Board::new(count),
+        tunnel_facts: TunnelFacts {
+            node: parts.name,
+            region: parts.region,
+            identity: parts.identity,
+            config: Arc::clone(&config),
+            metrics: metrics.clone(),
+        },
+        metrics,
+        access_log,
+        connections: ConnectionCap::new(config.connections_max),
+        drain: parts.drain,
+        apply_errors: ArcSwap::default(),
+        in_flight: AtomicUsize::new(0),
+        requests_max: config.requests_max,
+    });
+    let fetcher =
+        Fetcher { wanted: Wanted::default(), loaded: certificates, sealed, node_plane: parts.node_plane };
+    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, feed, fetcher })
+}
+
+impl Bound {
+    /// Answers questions about the edge.
+    #[must_use]
+    pub fn serving(&self) -> Serving {
+        Serving { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Serves until the drain is over: every connection has finished, or the drain was forced.
+    ///
+    /// # Errors
+    /// When the workers can't be started.
+    pub async fn run(self) -> Result<(), BindError> {
+        let Self { shared, sockets, tasks, feed, fetcher, http, https } = self;
+        info!(
+            ?http,
+            ?https,
+            workers = sockets.len(),
+            certificates = shared.certificates.len(),
+            "the edge serves"
+        );
+        let drain = shared.drain.clone();
+        let wanted = fetcher.wanted.clone();
+        tasks.spawn(
+            "edge records",
+            until_forced(drain.clone(), records::follow(feed, Arc::clone(&shared), wanted)),
+        );
+        tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
+        let workers = start(&shared, sockets).map_err(BindError::Workers)?;
+        let ended = workers.finished(Duration::MAX);
+        tokio::pin!(ended);
+        let well = tokio::select! {
+            well = &mut ended => well,
+            () = drain.forced() => tokio::time::timeout(END_WITHIN, ended).await.unwrap_or(false),
+        };
+        if !well {
+            warn!("the edge's workers did not all end well");
+        }
+        Ok(())
+    }
+}
+
+async fn until_forced(drain: Drain, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = drain.forced() => {}
+    }
+}
+
+fn start(shared: &Arc<Shared>, sockets: Vec<Sockets>) -> io::Result<Workers> {
+    let count = sockets.len();
+    // Each worker takes its own, on its own thread.
+    let sockets: Mutex<Vec<Option<Sockets>>> = Mutex::new(sockets.into_iter().map(Some).collect());
+    let shared = Arc::clone(shared);
+    workers::spawn(count, "edge", move |worker| {
+        let mut all = sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = all.get_mut(worker.index).and_then(Option::take).unwrap_or_default();
+        worker::run(Arc::clone(&shared), worker.index, own)
+    })
+}
+
+fn listen(
+    addresses: &[SocketAddr],
+    workers: &mut [Sockets],
+    place: impl Fn(&mut Sockets) -> &mut Vec<TcpListener>,
+) -> Result<Vec<SocketAddr>, BindError> {
+    let mut bound = Vec::new();
+    for address in addresses {
+        let (local, sockets) = bind_workers(*address, workers.len())
+            .map_err(|source| BindError::Listen { address: *address, source })?;
+        for (worker, socket) in workers.iter_mut().zip(sockets) {
+            place(worker).push(socket);
+        }
+        bound.push(local);
+    }
+    Ok(bound)
+}
+
+fn open_log(path: &Path, metrics: &ProxyMetrics) -> Result<AccessLog, BindError> {
+    let failed = |source| BindError::AccessLog { path: path.to_owned(), source };
+    let log = if path == Path::new("-") {
+        AccessLog::start(io::stdout(), metrics.clone())
+    } else {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        AccessLog::start(file, metrics.clone())
+    };
+    log.map_err(failed)
+}
+
+fn load(sealed: &Sealed, certificates: &Certificates) -> Result<(), SealedError> {
+    for kept in sealed.load()? {
+        match Certificate::new(&kept) {
+            Ok(certificate) => certificates.insert(&kept.domain, certificate),
+            Err(error) => warn!(domain = %kept.domain, %error, "a kept certificate can't be used"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! What becomes of a request: fields for the client, a line for the access log.
+
+use crate::edge::Shared;
+use atoll_model::{Hop, Reason};
+use atoll_process::clock::unix_ms;
+use atoll_proxy::access_log::Line;
+use atoll_proxy::headers::{self, Hops};
+use atoll_proxy::{Body, ByteCount, Exchange, Side};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Response, StatusCode, Version};
+use http_body::Body as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+/// The longest text that a line takes from a client's field or path.
+const LOGGED_BYTES_MAX: usize = 1024;
+
+/// A request's record. Writes the line when it is dropped, which is when the answer's body has gone or
+/// the client has given up.
+#[derive(Debug)]
+pub(crate) struct Record {
+    line: Line,
+    shared: Arc<Shared>,
+    started: Instant,
+    head_only: bool,
+    uploaded: ByteCount,
+    downloaded: Option<ByteCount>,
+}
+
+impl Record {
+    /// Begins with what the request says, and gives it its id.
+    pub(crate) fn begin(shared: &Arc<Shared>, exchange: &mut Exchange) -> Self {
+        let uploaded = exchange.request.body_mut().counted();
+        let request_id = headers::keep_request_id(exchange.request.headers_mut(), rand::random());
+        let request = &exchange.request;
+        let line = Line {
+            time_ms: unix_ms(),
+            request_id,
+            client_ip: exchange.connection.peer.ip().to_canonical().to_string(),
+            protocol: protocol(request.version()),
+            method: clipped(request.method().as_str()),
+            host: clipped(exchange.host()),
+            path: clipped(request.uri().path()),
+            edge: shared.site.to_string(),
+            cache: "bypass",
+            user_agent: text(request.headers(), &header::USER_AGENT),
+            ..Line::default()
+        };
+        Self {
+            line,
+            shared: Arc::clone(shared),
+            started: exchange.started,
+            head_only: request.method() == Method::HEAD,
+            uploaded,
+            downloaded: None,
+        }
+    }
+
+    pub(crate) fn request_id(&self) -> &str {
+        &self.line.request_id
+    }
+
+    /// The request's trace, once its fields were checked.
+    pub(crate) fn note_trace(&mut self, headers: &HeaderMap) {
+        let parent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+        self.line.trace_id = parent.and_then(|parent| parent.split('-').nth(1)).map(str::to_owned);
+    }
+
+    pub(crate) fn note_cluster(&mut self, cluster: &str) {
+        self.line.cluster = Some(cluster.to_owned());
+    }
+
+    pub(crate) fn note_tries(&mut self, tries: u32) {
+        self.line.tries = tries;
+    }
+
+    /// Reads who answered, and how long each hop took, from the internal fields of an answer.
+    pub(crate) fn note_answer(&mut self, headers: &HeaderMap) {
+        self.line.region = text(headers, &headers::REGION);
+        self.line.instance = text(headers, &headers::INSTANCE);
+        self.line.revision = text(headers, &headers::REVISION);
+        let hops = headers.get(headers::HOPS).and_then(|value| value.to_str().ok());
+        let hops = hops.map(Hops::parse).unwrap_or_default();
+        self.line.gateway_us = hops.gateway_us;
+        self.line.sidecar_us = hops.sidecar_us;
+        self.line.app_us = hops.app_us;
+    }
+
+    /// Atoll answers by itself.
+    pub(crate) fn refused(mut self, hop: Hop, reason: Reason) -> Self {
+        self.line.reason = Some(reason.code());
+        self.line.hop = Some(hop.as_str());
+        self.shared.metrics.failed(hop, reason);
+        self
+    }
+
+    /// Sets what every answer carries, and follows its body to the end.
+    pub(crate) fn answer(mut self, mut response: Response<Body>) -> Response<Body> {
+        self.line.status = response.status().as_u16();
+        self.line.head_us = Some(micros(self.started));
+        if self.head_only {
+            response = without_content(response);
+        }
+        let fields = response.headers_mut();
+        for (name, value) in
+            [(REQUEST_ID, self.line.request_id.as_str()), (headers::EDGE, self.shared.site.as_str())]
+        {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                fields.insert(name, value);
+            }
+        }
+        if let Some(Ok(region)) = self.line.region.as_deref().map(HeaderValue::try_from) {
+            fields.insert(headers::REGION, region);
+        }
+        // Behind what an origin's own cache says (RFC 9211, section 2).
+        if self.line.cluster.is_some() {
+            fields.append(CACHE_STATUS, HeaderValue::from_static("Atoll; fwd=bypass"));
+        }
+        self.downloaded = Some(response.body_mut().counted());
+        response.map(|body| body.holding(self))
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.line.duration_us = micros(self.started);
+        self.line.request_bytes = self.uploaded.bytes();
+        match &self.downloaded {
+            // Dropped before there was an answer.
+            None => self.note_gone(StatusCode::from_u16(Reason::ClientGone.status()).ok()),
+            Some(count) => {
+                self.line.response_bytes = count.bytes();
+                match count.failed() {
+                    Some(Side::Upstream) if self.line.reason.is_none() => {
+                        self.line.reason = Some(Reason::TunnelLost.code());
+                        self.line.hop = Some(Hop::Edge.as_str());
+                    }
+                    Some(Side::Client) => self.note_gone(None),
+                    _ => {}
+                }
+            }
+        }
+        if let Some(log) = &self.shared.access_log {
+            log.write(std::mem::take(&mut self.line));
+        }
+    }
+}
+
+impl Record {
+    fn note_gone(&mut self, status: Option<StatusCode>) {
+        if let Some(status) = status {
+            self.line.status = status.as_u16();
+        }
+        self.line.reason = Some(Reason::ClientGone.code());
+        self.line.hop = Some(Hop::Edge.as_str());
+    }
+}
+
+/// An answer to HEAD: what GET would have had, but for the content.
+fn without_content(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact()
+        && length > 0
+        && !response.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response.map(|_| Body::empty())
+}
+
+fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2",
+        Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP/1.1",
+    }
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(clipped)
+}
+
+fn clipped(text: &str) -> String {
+    let mut end = text.len().min(LOGGED_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

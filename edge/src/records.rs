@@ -1,0 +1,58 @@
+//! Reads records from gossip, and keeps views and certificates in step. Runs on the control runtime.
+
+use crate::certificates::{Fetcher, Wanted};
+use crate::edge::Shared;
+use crate::views::ViewWriter;
+use atoll_gossip::{Entry, Subscription};
+use atoll_model::Kind;
+use atoll_wire::record::CertificateVersion;
+use std::sync::Arc;
+use tracing::warn;
+
+/// What the edge reads.
+pub(crate) const KINDS: [Kind; 5] =
+    [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::NODE, Kind::SUMMARY, Kind::CERTIFICATE];
+
+/// Where records come from.
+#[derive(Debug)]
+pub(crate) enum Feed {
+    /// Gossip.
+    Gossip(Subscription),
+    /// A test.
+    #[cfg(test)]
+    Test(tokio::sync::mpsc::Receiver<Vec<Arc<Entry>>>),
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<Vec<Arc<Entry>>> {
+        match self {
+            Self::Gossip(subscription) => subscription.next().await,
+            #[cfg(test)]
+            Self::Test(receiver) => receiver.recv().await,
+        }
+    }
+}
+
+/// Applies records until there are no more.
+pub(crate) async fn follow(mut feed: Feed, shared: Arc<Shared>, wanted: Wanted) {
+    let mut writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone());
+    while let Some(entries) = feed.next().await {
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
+            certificate(entry, &shared, &wanted);
+        }
+        writer.apply(&entries);
+        shared.apply_errors.store(Arc::new(writer.errors()));
+    }
+}
+
+fn certificate(entry: &Entry, shared: &Shared, wanted: &Wanted) {
+    if entry.deleted {
+        wanted.set(&entry.key, None);
+        Fetcher::forget(&shared.certificates, &shared.sealed, &entry.key);
+        return;
+    }
+    match entry.decode::<CertificateVersion>() {
+        Ok(version) => wanted.set(&entry.key, Some(version.fingerprint)),
+        Err(error) => warn!(domain = %entry.key, %error, "a certificate's record can't be read"),
+    }
+}

@@ -1,0 +1,146 @@
+//! The path of a request: identify → route → admit → forward → record.
+
+mod forward;
+
+use crate::certificates::Certificate;
+use crate::edge::{Admission, Shared};
+use crate::record::Record;
+use crate::views::Cluster;
+use crate::worker::Worker;
+use atoll_model::{Hop, Reason};
+use atoll_proxy::exchange::Handler;
+use atoll_proxy::headers::{self, ClientFacts};
+use atoll_proxy::{Body, Exchange, Replay, answer};
+use atoll_routing::hosts::normalise_host;
+use atoll_routing::retry::MethodClass;
+use forward::Outgoing;
+use http::Response;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A client's connection over TLS.
+#[derive(Debug)]
+pub(crate) struct SecureConnection {
+    pub(crate) worker: Rc<Worker>,
+    /// What the connection was opened with: it says for which hosts it may be used.
+    pub(crate) certificate: Arc<Certificate>,
+}
+
+/// An answer that Atoll makes in place of an instance's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) hop: Hop,
+    pub(crate) reason: Reason,
+}
+
+impl Refusal {
+    pub(crate) const fn edge(reason: Reason) -> Self {
+        Self { hop: Hop::Edge, reason }
+    }
+}
+
+/// Where a request is to go.
+#[derive(Debug)]
+struct Destination {
+    name: String,
+    cluster: Arc<Cluster>,
+}
+
+impl Handler for SecureConnection {
+    async fn handle(&self, mut exchange: Exchange) -> Response<Body> {
+        let mut record = Record::begin(&self.worker.shared, &mut exchange);
+        // For the form of an error page; the rest of the head goes upstream.
+        let accept = accept_of(exchange.request.headers());
+        match self.serve(exchange, &mut record).await {
+            Ok(response) => record.answer(response),
+            Err(Refusal { hop, reason }) => {
+                let page = answer::error_page(hop, reason, &accept, record.request_id());
+                record.refused(hop, reason).answer(page)
+            }
+        }
+    }
+}
+
+impl SecureConnection {
+    async fn serve(&self, exchange: Exchange, record: &mut Record) -> Result<Response<Body>, Refusal> {
+        let shared = &self.worker.shared;
+        let host = self.identify(&exchange)?;
+        let destination = route(shared, &host, exchange.request.uri().path())?;
+        record.note_cluster(&destination.name);
+        let admission = admit(shared)?;
+        let outgoing = prepare(shared, exchange, destination)?;
+        record.note_trace(&outgoing.head.headers);
+        let response = forward::forward(&self.worker, outgoing, record).await?;
+        Ok(finish(response, record).map(|body| body.holding(admission)))
+    }
+
+    /// The host that the request is for, if this connection may be used for it.
+    fn identify(&self, exchange: &Exchange) -> Result<String, Refusal> {
+        let host = normalise_host(exchange.authority()).ok_or(Refusal::edge(Reason::BadRequest))?;
+        if !self.certificate.covers(&host) {
+            return Err(Refusal::edge(Reason::Misdirected));
+        }
+        Ok(host.into_owned())
+    }
+}
+
+fn route(shared: &Shared, host: &str, path: &str) -> Result<Destination, Refusal> {
+    let snapshot = shared.views.load();
+    let host = snapshot.hosts.find_normal(host).ok_or(Refusal::edge(Reason::UnknownHost))?;
+    let name = host.route(path).ok_or(Refusal::edge(Reason::NoRoute))?.cluster.to_string();
+    // The route's record may be here before its cluster's.
+    let cluster = snapshot.clusters.get(&name).ok_or(Refusal::edge(Reason::NoRegion))?;
+    Ok(Destination { cluster: Arc::clone(cluster), name })
+}
+
+fn admit(shared: &Arc<Shared>) -> Result<Admission, Refusal> {
+    Admission::take(shared).ok_or(Refusal::edge(Reason::EdgeFull))
+}
+
+/// The request as it leaves the edge: nothing of the client's that it must not say, all of ours.
+fn prepare(shared: &Shared, exchange: Exchange, to: Destination) -> Result<Outgoing, Refusal> {
+    let client = exchange.connection.peer.ip().to_canonical();
+    let authority = exchange.authority().to_owned();
+    let (mut head, body) = exchange.request.into_parts();
+    let fields = &mut head.headers;
+    headers::strip_hop_by_hop(fields);
+    headers::strip_internal(fields);
+    headers::strip_forwarded(fields);
+    headers::keep_trace_context(fields);
+    headers::add_cdn_loop(fields).map_err(|_| Refusal::edge(Reason::Loop))?;
+    headers::set_forwarded(fields, ClientFacts { ip: client, scheme: "https", authority: &authority });
+    set(fields, headers::EDGE, shared.site.as_str());
+    set(fields, headers::CLIENT_IP, &client.to_string());
+    set(fields, headers::CLUSTER, &to.name);
+    Ok(Outgoing {
+        method: MethodClass::of(head.method.as_str()),
+        head,
+        body: Replay::new(body),
+        name: to.name,
+        cluster: to.cluster,
+    })
+}
+
+/// The instance's answer as the client gets it.
+fn finish(mut response: Response<Body>, record: &mut Record) -> Response<Body> {
+    record.note_answer(response.headers());
+    let fields = response.headers_mut();
+    headers::strip_hop_by_hop(fields);
+    headers::strip_internal(fields);
+    response
+}
+
+pub(crate) fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        fields.insert(name, value);
+    }
+}
+
+fn accept_of(fields: &HeaderMap) -> HeaderMap {
+    let mut accept = HeaderMap::new();
+    for value in fields.get_all(http::header::ACCEPT) {
+        accept.append(http::header::ACCEPT, value.clone());
+    }
+    accept
+}

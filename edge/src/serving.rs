@@ -1,0 +1,127 @@
+//! Whether the edge can serve: all that it is for (readiness), and one domain (control's question).
+
+use crate::edge::Shared;
+use atoll_model::RegionName;
+use atoll_routing::region::Health;
+use std::sync::Arc;
+
+/// Answers questions about a running edge, from any thread. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Serving {
+    /// Whether requests may come: it knows what is desired (from disk or from others), each worker has a
+    /// tunnel if there is any gateway, and it isn't draining.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> Result<(), String> {
+        let shared = &self.shared;
+        if shared.drain.is_draining() {
+            return Err("the edge is draining".to_owned());
+        }
+        let snapshot = shared.views.load();
+        if !snapshot.heard {
+            return Err(
+                "nothing is known yet of what to serve: no record on disk, none from another node".to_owned()
+            );
+        }
+        match shared.board.workers_without() {
+            lacking if lacking > 0 && snapshot.gateway_count > 0 => {
+                Err(format!("{lacking} of its workers have no tunnel to any gateway yet"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a domain is served now, from desired state of at least `version` (the store's revision).
+    ///
+    /// # Errors
+    /// What is missing, in one sentence.
+    pub fn can_serve(&self, domain: &str, version: u64) -> Result<(), String> {
+        let shared = &self.shared;
+        let snapshot = shared.views.load();
+        if snapshot.desired.1 < version {
+            return Err(format!("the edge has desired state {}, not yet {version}", snapshot.desired.1));
+        }
+        let Some(host) = snapshot.hosts.find(domain) else {
+            return Err(format!("no virtual host has the domain `{domain}`"));
+        };
+        if shared.certificates.find(domain).is_none() {
+            return Err(format!("the certificate for `{domain}` is not loaded yet"));
+        }
+        for route in host.routes() {
+            let name = route.cluster.to_string();
+            let Some(cluster) = snapshot.clusters.get(&name) else {
+                return Err(format!("the cluster `{name}` is not known yet"));
+            };
+            self.reaches(&name, &cluster.regions)?;
+        }
+        Ok(())
+    }
+
+    fn reaches(&self, cluster: &str, regions: &[RegionName]) -> Result<(), String> {
+        let snapshot = self.shared.views.load();
+        let said = snapshot.health.get(cluster).map_or(&[][..], |all| &all[..]);
+        let tunnels = self.shared.board.sample();
+        let serves = |region: &RegionName| {
+            let mut up =
+                tunnels.iter().filter(|t| t.region == *region && t.state.load().connected).peekable();
+            let healthy = || said.iter().any(|s| s.region == *region && s.health != Health::None);
+            up.peek().is_some()
+                && (healthy()
+                    || up.any(|t| t.state.load().headroom.get(cluster).is_some_and(|h| h.healthy > 0)))
+        };
+        if tunnels.iter().any(|t| (regions.is_empty() || regions.contains(&t.region)) && serves(&t.region)) {
+            return Ok(());
+        }
+        Err(format!("no region that can be reached has a healthy instance of `{cluster}`"))
+    }
+
+    /// The newest desired state that is applied: the store's epoch and revision.
+    #[must_use]
+    pub fn applied(&self) -> (u64, u64) {
+        self.shared.views.load().desired
+    }
+
+    /// Records that can't be applied (`kind/key`), and why; at most 16.
+    #[must_use]
+    pub fn apply_errors(&self) -> Vec<(String, String)> {
+        self.shared.apply_errors.load().to_vec()
+    }
+
+    /// What the edge knows, for `/state`.
+    #[must_use]
+    pub fn state(&self) -> serde_json::Value {
+        let shared = &self.shared;
+        let snapshot = shared.views.load();
+        let tunnels: Vec<_> = shared
+            .board
+            .sample()
+            .iter()
+            .map(|tunnel| {
+                let state = tunnel.state.load();
+                serde_json::json!({
+                    "gateway": tunnel.gateway,
+                    "region": tunnel.region,
+                    "connected": state.connected,
+                    "draining": state.draining,
+                    "rtt_us": state.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+                })
+            })
+            .collect();
+        serde_json::json!({
+            "desired_epoch": snapshot.desired.0,
+            "desired_version": snapshot.desired.1,
+            "virtual_hosts": snapshot.hosts.len(),
+            "clusters": snapshot.clusters.len(),
+            "certificates": shared.certificates.len(),
+            "requests_in_flight": shared.in_flight(),
+            "connections": shared.connections.open(),
+            "tunnels": tunnels,
+            "ready": self.ready().err().unwrap_or_else(|| "yes".to_owned()),
+        })
+    }
+}
