@@ -1,1 +1,66 @@
-fn main() {}
+//! The example app: a shop of two services, `web` and `api`, in one program.
+//!
+//! It shows where a request ended up and what reached it, and it can be told over HTTP to become
+//! unhealthy or slow, or to exit. It knows nothing of Atoll but the environment it gets.
+
+mod answer;
+mod bodies;
+mod page;
+mod server;
+mod whims;
+
+use anyhow::{Context, Result, bail};
+use std::net::SocketAddr;
+
+const USAGE: &str = "usage: atoll-shop web|api --listen ADDRESS:PORT";
+
+/// Which of the two services this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    Web,
+    Api,
+}
+
+fn main() -> Result<()> {
+    let (service, address) = arguments(std::env::args().skip(1))?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?
+        .block_on(server::run(service, address))
+}
+
+fn arguments(words: impl Iterator<Item = String>) -> Result<(Service, SocketAddr)> {
+    let words: Vec<String> = words.collect();
+    let [service, flag, address] = words.as_slice() else { bail!(USAGE) };
+    let service = match service.as_str() {
+        "web" => Service::Web,
+        "api" => Service::Api,
+        _ => bail!(USAGE),
+    };
+    if flag != "--listen" {
+        bail!(USAGE);
+    }
+    let address = address.parse().with_context(|| format!("`{address}` is no address and port; {USAGE}"))?;
+    Ok((service, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<(Service, SocketAddr)> {
+        arguments(line.split(' ').map(str::to_owned))
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        assert_eq!(
+            parse("web --listen 127.0.0.1:80").unwrap(),
+            (Service::Web, "127.0.0.1:80".parse().unwrap())
+        );
+        for bad in ["", "web", "cart --listen 127.0.0.1:80", "web --port 127.0.0.1:80", "api --listen 80"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
