@@ -185,30 +185,25 @@ fn read_at(path: &Path, from: u64, to: u64) -> io::Result<Vec<u8>> {
 /// `wanted` is how many are missing.
 fn start_of_lines(path: &Path, size: u64, wanted: &mut usize) -> io::Result<Option<u64>> {
     const STEP: u64 = 64 << 10;
-    let mut end = size;
+    if size == 0 {
+        return Ok(None);
+    }
     // The newline that ends the last line starts no further one.
-    let mut last = true;
-    let mut partial = false;
+    let ended = read_at(path, size - 1, size)? == b"\n";
+    let mut end = if ended { size - 1 } else { size };
     while end > 0 {
         let start = end.saturating_sub(STEP);
         for (index, byte) in read_at(path, start, end)?.into_iter().enumerate().rev() {
-            if byte != b'\n' {
-                partial = true;
-            } else if last && !partial {
-                partial = true;
-            } else {
+            if byte == b'\n' {
                 *wanted -= 1;
-                if *wanted == 0 {
-                    return Ok(Some(start + index as u64 + 1));
-                }
             }
-            last = false;
+            if *wanted == 0 {
+                return Ok(Some(start + index as u64 + 1));
+            }
         }
         end = start;
     }
-    if partial {
-        *wanted -= 1;
-    }
+    *wanted -= 1;
     Ok((*wanted == 0).then_some(0))
 }
 

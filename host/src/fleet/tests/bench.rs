@@ -160,7 +160,7 @@ impl Bench {
     }
 
     pub(super) fn place(&mut self, run: Vec<String>, grace_ms: u64) -> InstanceId {
-        let instance = InstanceId::from_parts(atoll_process::clock::unix_ms(), rand::random());
+        let instance = InstanceId::from_parts(clock::unix_ms(), rand::random());
         let check = Check { kind: CheckKind::Tcp, every_ms: 50, timeout_ms: 1_000, grace_ms, up: 1, down: 2 };
         let spec = ServiceSpec {
             run,
