@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_stuck_writer_drops_lines_and_counts_them() {
-        struct Stuck(mpsc::Receiver<()>);
+        struct Stuck(Receiver<()>);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
                 // Ends when the test does.

@@ -1,6 +1,7 @@
 //! Serving one connection: HTTP/1.1 or HTTP/2, limits, draining.
 
 mod check;
+mod framing;
 mod limits;
 mod mesh;
 mod serve;

@@ -17,10 +17,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
 
-/// A connection that was idle for longer than this is not used for a request that may not be sent
-/// twice: its server may be closing it right now.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-
 /// How an address is reached.
 #[derive(Debug, Clone)]
 pub struct H1Config {
@@ -32,6 +28,9 @@ pub struct H1Config {
     pub idle_max: usize,
     /// How long one may be idle.
     pub idle_timeout: Duration,
+    /// A connection that was idle for longer is not used for a request that may not be sent twice:
+    /// its server may be closing it right now.
+    pub trusted_idle: Duration,
     /// For TCP.
     pub connect_timeout: Duration,
 }
@@ -45,6 +44,7 @@ impl H1Config {
             connections_max: 1024,
             idle_max: 64,
             idle_timeout: Duration::from_secs(30),
+            trusted_idle: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
         }
     }
@@ -209,7 +209,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         while let Some(found) = idle.pop() {
             let age = found.since.elapsed();
-            if !safe && age > TRUSTED_IDLE {
+            if !safe && age > self.config.trusted_idle {
                 // The others are older still.
                 idle.push(found);
                 return None;

@@ -1,6 +1,7 @@
 //! The life of one connection.
 
 use super::check::{Refusal, normalize};
+use super::framing::{Findings, Followed};
 use super::limits::ServerLimits;
 use crate::answer;
 use crate::body::{Body, Side};
@@ -64,7 +65,11 @@ where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Handler,
 {
-    let server = Rc::new(Server { info, limits: limits.clone(), handler, metrics: metrics.clone() });
+    let (io, framing) = match version {
+        HttpVersion::H1 => Followed::new(io),
+        HttpVersion::H2 => (Followed::not(io), Findings::default()),
+    };
+    let server = Rc::new(Server { info, framing, limits: limits.clone(), handler, metrics: metrics.clone() });
     let service = service_fn(move |request| {
         let server = Rc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request).await) }
@@ -131,6 +136,7 @@ where
 }
 
 struct Server<H> {
+    framing: Findings,
     info: Arc<ConnectionInfo>,
     limits: ServerLimits,
     handler: Rc<H>,
@@ -158,7 +164,12 @@ impl<H: Handler> Server<H> {
         let started = Instant::now();
         let in_flight = InFlight::new(&self.metrics);
         let (mut head, body) = request.into_parts();
-        let response = match normalize(&mut head) {
+        let checked = if self.framing.next() {
+            Err(Refusal { reason: Reason::BadRequest, close: true })
+        } else {
+            normalize(&mut head)
+        };
+        let response = match checked {
             Err(refusal) => self.refuse(&head.headers, refusal),
             Ok(()) => {
                 let body = Body::incoming(body, Side::Client, Some(self.limits.body_idle_timeout));

@@ -1,0 +1,194 @@
+//! HTTP/1.1 over raw TCP: what is refused, what a panic does, draining.
+
+use super::support::*;
+use atoll_process::drain::channel;
+use atoll_proxy::server::{ConnectionEnd, HttpVersion, ServerLimits, serve_connection};
+use atoll_proxy::{Body, ConnectionInfo, Handler, ProxyMetrics};
+use http::Response;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::task::JoinHandle;
+
+fn serve<H: Handler>(
+    limits: ServerLimits,
+    handler: Rc<H>,
+) -> (DuplexStream, atoll_process::DrainTrigger, JoinHandle<ConnectionEnd>) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (trigger, drain) = channel();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
+    let end = tokio::task::spawn_local(async move {
+        let metrics = ProxyMetrics::unregistered();
+        serve_connection(far, HttpVersion::H1, info, &limits, handler, &metrics, drain).await
+    });
+    (near, trigger, end)
+}
+
+/// Sends `input`, reads until the server closes or says nothing more; counts calls of the handler.
+async fn exchange(input: &[u8]) -> (String, usize) {
+    let calls = Rc::<Cell<usize>>::default();
+    let counted = Rc::clone(&calls);
+    let handler = handler(move |exchange| {
+        counted.set(counted.get() + 1);
+        async move {
+            let content = read_all(exchange.request.into_body()).await.unwrap_or_default();
+            Response::new(Body::full(content))
+        }
+    });
+    let (mut client, _trigger, _end) = serve(ServerLimits::public(), handler);
+    client.write_all(input).await.unwrap();
+    let mut output = Vec::new();
+    let _silent = tokio::time::timeout(Duration::from_millis(300), client.read_to_end(&mut output)).await;
+    (String::from_utf8_lossy(&output).into_owned(), calls.get())
+}
+
+#[test]
+fn smuggling_is_answered_with_400_and_a_closed_connection() {
+    run(async {
+        let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n";
+        let heads = [
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x@a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nx\0y: b\r\n\r\n",
+        ];
+        for head in heads {
+            let (output, calls) = exchange(format!("{head}{hidden}").as_bytes()).await;
+            assert!(
+                output.starts_with("HTTP/1.1 400") || output.starts_with("HTTP/1.0 400"),
+                "{head:?}: {output}"
+            );
+            assert_eq!(output.matches("HTTP/1.").count(), 1, "{head:?}: {output}");
+            assert_eq!(calls, 0, "{head:?}");
+        }
+    });
+}
+
+#[test]
+fn a_second_request_on_a_connection_is_checked_too() {
+    run(async {
+        let first = "POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=\"\r\nabc\r\n0\r\nt: 1\r\n\r\n";
+        let second = "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+        let bad =
+            "POST /3 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let (output, calls) = exchange(format!("{first}{second}{bad}{second}").as_bytes()).await;
+        assert_eq!(calls, 2, "{output}");
+        assert!(output.contains("abc") && output.contains("hello"), "{output}");
+        assert_eq!(output.matches("HTTP/1.1 400").count(), 1, "{output}");
+        assert!(output.contains("error=http_request_error; details=\"bad-request\""), "{output}");
+    });
+}
+
+#[test]
+fn methods_and_targets_that_are_refused() {
+    run(async {
+        let long = "a".repeat(9000);
+        for (head, status) in [
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "405"),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned(), "405"),
+            (format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "414"),
+        ] {
+            let (output, calls) = exchange(head.as_bytes()).await;
+            assert!(output.starts_with(&format!("HTTP/1.1 {status}")), "{output}");
+            assert_eq!(calls, 0);
+        }
+    });
+}
+
+#[test]
+fn a_panic_is_one_answer() {
+    run(async {
+        let handler = handler(|exchange| async move {
+            assert!(exchange.request.uri().path() != "/bad", "on purpose");
+            Response::new(Body::full("fine"))
+        });
+        let (mut client, _trigger, _end) = serve(ServerLimits::public(), handler);
+        let requests =
+            "GET /bad HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        client.write_all(requests.as_bytes()).await.unwrap();
+        let mut output = String::new();
+        client.read_to_string(&mut output).await.unwrap();
+        assert!(output.starts_with("HTTP/1.1 500") && output.ends_with("fine"), "{output}");
+        assert!(output.contains("details=\"internal\""), "{output}");
+    });
+}
+
+#[test]
+fn a_drain_finishes_what_is_in_flight() {
+    run(async {
+        let gate = Rc::new(tokio::sync::Notify::new());
+        let opened = Rc::clone(&gate);
+        let handler = handler(move |_| {
+            let opened = Rc::clone(&opened);
+            async move {
+                opened.notified().await;
+                Response::new(Body::full("late"))
+            }
+        });
+        let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        tokio::task::yield_now().await;
+        trigger.start();
+        tokio::task::yield_now().await;
+        gate.notify_one();
+        let mut output = String::new();
+        client.read_to_string(&mut output).await.unwrap();
+        assert!(output.ends_with("late") && output.contains("connection: close"), "{output}");
+        assert_eq!(end.await.unwrap(), ConnectionEnd::Drained);
+    });
+}
+
+#[test]
+fn a_forced_drain_cuts() {
+    run(async {
+        let handler = handler(|_| std::future::pending());
+        let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        trigger.start();
+        trigger.force();
+        assert_eq!(end.await.unwrap(), ConnectionEnd::Forced);
+        let mut output = Vec::new();
+        client.read_to_end(&mut output).await.unwrap();
+        assert!(output.is_empty());
+    });
+}
+
+#[test]
+fn silence_ends_a_head_and_a_body() {
+    run(async {
+        let limits = ServerLimits {
+            head_timeout: Duration::from_millis(50),
+            body_idle_timeout: Duration::from_millis(50),
+            ..ServerLimits::public()
+        };
+        let handler = handler(|exchange| async move {
+            let failed = read_all(exchange.request.into_body()).await.unwrap_err();
+            Response::new(Body::full(failed.to_string()))
+        });
+        for (input, wanted) in [
+            ("GET / HTTP/1.1\r\nHost:", ""),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", "nothing of the body"),
+        ] {
+            let (mut client, _trigger, _end) = serve(limits.clone(), Rc::clone(&handler));
+            client.write_all(input.as_bytes()).await.unwrap();
+            let mut output = String::new();
+            client.read_to_string(&mut output).await.unwrap();
+            assert!(output.contains(wanted), "{output}");
+        }
+    });
+}
