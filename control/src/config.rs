@@ -3,7 +3,6 @@
 use atoll_model::RegionName;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 /// The control role's section of a node's configuration file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,8 +50,8 @@ pub struct Timing {
     pub serve_deadline_ms: u64,
     /// After a start: how long gossip may gather before anything is decided.
     pub warm_up_ms: u64,
-    /// Lifetime of a public certificate.
-    pub public_certificate_ms: u64,
+    /// How often public certificates are looked at.
+    pub certificate_check_ms: u64,
 }
 
 impl Default for Timing {
@@ -64,7 +63,7 @@ impl Default for Timing {
             host_gone_ms: 30_000,
             serve_deadline_ms: 30_000,
             warm_up_ms: 2_000,
-            public_certificate_ms: 90 * 24 * 3_600 * 1_000,
+            certificate_check_ms: 600_000,
         }
     }
 }
@@ -92,13 +91,5 @@ impl Config {
             443 => format!("https://{domain}"),
             port => format!("https://{domain}:{port}"),
         }
-    }
-}
-
-impl Timing {
-    /// How often a public certificate's age is looked at.
-    #[must_use]
-    pub fn certificate_check(&self) -> Duration {
-        Duration::from_millis((self.public_certificate_ms / 20).clamp(500, 3_600_000))
     }
 }

@@ -1,12 +1,16 @@
 //! Makes what runs match what is wanted.
 //!
 //! [`plan`] and [`verdict`] are pure: the store's wishes, what gossip says, what was noted before, and
-//! the time go in; actions come out. [`run`] is the loop around them.
+//! the time go in; actions come out. [`Reconciler`] is the loop around them.
 
 pub mod guard;
 pub mod memory;
 pub mod plan;
+pub mod progress;
+mod run;
 pub mod verdict;
+
+pub use run::Reconciler;
 
 #[cfg(test)]
 mod scenarios;

@@ -93,7 +93,8 @@ fn changed<'a>(deploy: &'a Deploy, wanted: &'a [Wanted]) -> impl Iterator<Item =
     wanted.iter().filter(|service| {
         service.cluster.org == deploy.org
             && service.cluster.app == deploy.app
-            && deploy.services.contains_key(&service.cluster.service)
+            // What a deploy leaves out stays as it is until the rest has settled.
+            && deploy.services.get(&service.cluster.service).is_some_and(|to| to.to.is_some() || deploy.delete)
     })
 }
 
@@ -149,8 +150,7 @@ fn instance_failure(placement: &Placement, situation: &Situation<'_>) -> Option<
         return Some(format!("the program could not be started: {}", exit.start_error));
     }
     if let (Some(seen), Some(exit)) = (seen, exit)
-        && seen.state == InstanceState::Exited
-        && situation.memory.exits(&placement.instance).max(seen.facts.restarts) >= FAILED_STARTS
+        && failed_starts(placement, seen, situation) >= FAILED_STARTS
     {
         return Some(match exit.signal {
             0 => format!("the instance exited with status {}", exit.status),
@@ -159,6 +159,12 @@ fn instance_failure(placement: &Placement, situation: &Situation<'_>) -> Option<
     }
     let waited_ms = situation.now_ms.saturating_sub(placement.placed_ms);
     (waited_ms > situation.timing.healthy_deadline_ms).then(|| unhealthy(seen, placement, waited_ms))
+}
+
+/// Ends that we saw, or that the host counted: an end between two looks shows only in its count.
+fn failed_starts(placement: &Placement, seen: &Observed, situation: &Situation<'_>) -> u32 {
+    let last = u32::from(seen.state == InstanceState::Exited);
+    situation.memory.exits(&placement.instance).max(seen.facts.restarts.saturating_add(last))
 }
 
 fn unhealthy(seen: Option<&Observed>, placement: &Placement, waited_ms: u64) -> String {

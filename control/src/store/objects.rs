@@ -1,6 +1,7 @@
 //! What the store keeps.
 
 use super::Stored;
+use atoll_mesh_ca::TokenRecord;
 use atoll_model::{
     AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles, ServiceName,
     ServiceSpec, SiteName,
@@ -21,6 +22,8 @@ pub struct App {
     pub created_ms: u64,
     /// The running or last deploy.
     pub deploy: ObjectId,
+    /// The deploys before it that are kept, oldest first.
+    pub past: Vec<ObjectId>,
 }
 
 /// A service and what it should run.
@@ -181,24 +184,9 @@ pub struct ApiToken {
 pub struct JoinToken {
     /// The organization.
     pub org: OrgName,
-    /// Its public part.
-    pub id: String,
-    /// SHA-256 of its secret part, hex.
-    pub secret_hash: String,
-    /// Roles that the node gets.
-    pub roles: Roles,
-    /// Its site.
-    pub site: SiteName,
-    /// Its region.
-    pub region: RegionName,
-    /// The only node that may use it.
-    pub node: Option<NodeName>,
-    /// When it was made, ms since 1970.
-    pub created_ms: u64,
-    /// When it runs out.
-    pub expires_ms: u64,
-    /// Who used it.
-    pub used_by: Option<NodeName>,
+    /// What it allows, and who used it.
+    #[serde(flatten)]
+    pub record: TokenRecord,
 }
 
 /// A node that has joined.
@@ -275,10 +263,10 @@ macro_rules! stored {
 stored!(App, "app", |o| format!("{}/{}", o.org, o.app));
 stored!(Service, "service", |o| o.cluster.to_string());
 stored!(Revision, "revision", |o| format!("{}/{}", o.cluster, o.id));
-stored!(Deploy, "deploy", |o| format!("{}/{}/{}", o.org, o.app, o.id));
+stored!(Deploy, "deploy", |o| format!("{}/{}", o.org, o.id));
 stored!(Placement, "placement", |o| format!("{}/{}", o.cluster, o.instance));
 stored!(ApiToken, "api-token", |o| format!("{}/{}", o.org, o.hash));
-stored!(JoinToken, "join-token", |o| format!("{}/{}", o.org, o.id));
+stored!(JoinToken, "join-token", |o| format!("{}/{}", o.org, o.record.id));
 stored!(Node, "node", |o| format!("{}/{}", o.org, o.name));
 stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain));
 stored!(Idempotency, "idempotency", |o| format!("{}/{}", o.org, o.key));

@@ -1,0 +1,183 @@
+//! What a deploy does to the store: accepting it, ending it well, undoing it, removing an app.
+//!
+//! All functions run inside one store change, so that each is whole or not at all.
+
+pub mod accept;
+pub mod records;
+pub mod validate;
+
+pub use accept::{Accepted, Caller, PlannedChange, Refusal, accept, accept_delete, plan_changes};
+
+use crate::certificates::Certificates;
+use crate::store::objects::{App, Cause, Deploy, DeployState, Domain, Placement, Revision, Service};
+use crate::store::{Change, StoreError};
+use atoll_model::{AppName, ObjectId, OrgName, RevisionId};
+use std::sync::Arc;
+
+/// What changes of apps need beside the store.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Apps answer at `<app>.<zone>`.
+    pub zone: Arc<str>,
+    /// Regions that an app may name.
+    pub regions: Arc<[atoll_model::RegionName]>,
+    /// Issues and seals certificates.
+    pub certificates: Certificates,
+    /// Now, ms since 1970.
+    pub now_ms: u64,
+}
+
+/// A new id of any object.
+#[must_use]
+pub fn object_id(now_ms: u64) -> ObjectId {
+    ObjectId::from_parts(now_ms, rand::random())
+}
+
+/// Every instance is as wanted: what was deployed is now what the app is, what it no longer has goes.
+/// The edges are asked next.
+pub fn promote(change: &mut Change<'_>, context: &Context, deploy: &ObjectId) -> Result<(), StoreError> {
+    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+    for service in deploy.services.iter() {
+        let tail = format!("{}/{}/{}", deploy.org, deploy.app, service.0);
+        if let Some(mut stored) = change.get::<Service>(&tail) {
+            stored.target.clone_from(&service.1.to);
+            stored.current.clone_from(&service.1.to);
+            change.put(&stored)?;
+        }
+    }
+    deploy.version = records::publish(change, context, &deploy.org, &deploy.app)?;
+    deploy.state = DeployState::Serving;
+    deploy.state_ms = context.now_ms;
+    tracing::info!(app = %deploy.app, deploy = %deploy.id, version = deploy.version, "instances are as wanted");
+    change.put(&deploy)
+}
+
+/// Ends a deploy that did what it should.
+pub fn finish(change: &mut Change<'_>, now_ms: u64, deploy: &ObjectId) -> Result<(), StoreError> {
+    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+    deploy.state = DeployState::Done;
+    deploy.state_ms = now_ms;
+    tracing::info!(app = %deploy.app, deploy = %deploy.id, "deploy is done");
+    change.put(&deploy)?;
+    if deploy.delete {
+        let latest = change.get::<App>(&format!("{}/{}", deploy.org, deploy.app));
+        // Not an app that was deployed anew meanwhile.
+        return match latest.filter(|app| app.deploy == deploy.id) {
+            Some(_) => purge(change, &deploy.org, &deploy.app),
+            None => Ok(()),
+        };
+    }
+    collect(change, &deploy.org, &deploy.app)
+}
+
+/// Ends a deploy that failed. While instances were being replaced it is undone: every service goes back to
+/// what it ran before.
+pub fn fail(
+    change: &mut Change<'_>,
+    context: &Context,
+    deploy: &ObjectId,
+    cause: Cause,
+) -> Result<(), StoreError> {
+    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+    let undo = deploy.state == DeployState::Running && !deploy.delete;
+    tracing::warn!(
+        app = %deploy.app, deploy = %deploy.id, undone = undo, cause = %cause.message,
+        service = ?cause.service, region = ?cause.region, "deploy failed"
+    );
+    if undo {
+        for (name, service) in &deploy.services {
+            let tail = format!("{}/{}/{name}", deploy.org, deploy.app);
+            if let Some(mut stored) = change.get::<Service>(&tail) {
+                stored.target.clone_from(&service.from);
+                condemn(change, &stored, service.to.as_ref())?;
+                change.put(&stored)?;
+            }
+        }
+        records::publish(change, context, &deploy.org, &deploy.app)?;
+    }
+    deploy.state = if undo { DeployState::RolledBack } else { DeployState::Failed };
+    deploy.state_ms = context.now_ms;
+    deploy.cause = Some(cause);
+    change.put(&deploy)?;
+    collect(change, &deploy.org, &deploy.app)
+}
+
+fn condemn(change: &mut Change<'_>, service: &Service, id: Option<&RevisionId>) -> Result<(), StoreError> {
+    let revision = id.and_then(|id| change.get::<Revision>(&Revision::tail(&service.cluster, id)));
+    match revision {
+        Some(mut revision) => {
+            revision.failed = true;
+            change.put(&revision)
+        }
+        None => Ok(()),
+    }
+}
+
+fn running(change: &Change<'_>, deploy: &ObjectId) -> Option<Deploy> {
+    let org = OrgName::default_org();
+    change.get::<Deploy>(&format!("{org}/{deploy}")).filter(|deploy| !deploy.state.is_final())
+}
+
+/// Forgets services that are neither wanted nor placed any more, and revisions that nothing uses. An app
+/// of which nothing is left goes too.
+pub fn collect(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<(), StoreError> {
+    let deploy = change.get::<App>(&format!("{org}/{app}")).map(|app| app.deploy);
+    if deploy.is_none_or(|deploy| running(change, &deploy).is_some()) {
+        return Ok(());
+    }
+    let prefix = format!("{org}/{app}/");
+    let mut left = 0;
+    for service in change.list::<Service>(&prefix) {
+        let placed = change.list::<Placement>(&format!("{}/", service.cluster));
+        let gone = service.target.is_none() && service.current.is_none() && placed.is_empty();
+        for revision in change.list::<Revision>(&format!("{}/", service.cluster)) {
+            let used = [&service.target, &service.current].into_iter().flatten().any(|id| *id == revision.id)
+                || placed.iter().any(|placement| placement.revision == revision.id);
+            if gone || (!used && is_old(change, &service, &revision)) {
+                change.remove::<Revision>(&Revision::tail(&service.cluster, &revision.id));
+            }
+        }
+        if gone {
+            change.remove::<Service>(&service.cluster.to_string());
+        } else {
+            left += 1;
+        }
+    }
+    if left == 0 {
+        purge(change, org, app)?;
+    }
+    Ok(())
+}
+
+/// Revisions that are kept for people to look at.
+const REVISIONS_KEPT: u64 = 10;
+
+fn is_old(change: &Change<'_>, service: &Service, revision: &Revision) -> bool {
+    let newest =
+        change.list::<Revision>(&format!("{}/", service.cluster)).last().map_or(0, |newest| newest.number);
+    newest.saturating_sub(revision.number) >= REVISIONS_KEPT
+}
+
+/// Removes all that an app owns. The last deploy stays, so that who asked can see how it ended.
+fn purge(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<(), StoreError> {
+    let prefix = format!("{org}/{app}/");
+    for service in change.list::<Service>(&prefix) {
+        change.remove::<Service>(&service.cluster.to_string());
+    }
+    for revision in change.list::<Revision>(&prefix) {
+        change.remove::<Revision>(&Revision::tail(&revision.cluster, &revision.id));
+    }
+    for domain in change.list::<Domain>(&format!("{org}/")) {
+        if domain.cluster.app == *app {
+            change.remove::<Domain>(&format!("{org}/{}", domain.domain));
+        }
+    }
+    if let Some(stored) = change.get::<App>(&format!("{org}/{app}")) {
+        for deploy in &stored.past {
+            change.remove::<Deploy>(&format!("{org}/{deploy}"));
+        }
+        change.remove::<App>(&format!("{org}/{app}"));
+        tracing::info!(%app, "app is gone");
+    }
+    Ok(())
+}

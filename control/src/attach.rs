@@ -1,0 +1,273 @@
+//! Lines to nodes: control asks over the stream that each node holds open, the node answers.
+
+use atoll_model::NodeName;
+use atoll_wire::node::{Cancel, CanServe, ControlMessage, NodeMessage, ReadLogs, control_message::Ask, node_message::Answer};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+/// Messages that wait for a node to read them.
+const TO_NODE_MAX: usize = 64;
+/// Answers that wait for whoever asked; an ask whose reader falls further behind is cancelled.
+const ANSWERS_MAX: usize = 256;
+/// Asks open at one node.
+const ASKS_MAX: usize = 256;
+
+/// Every attached node. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Attached(Arc<Mutex<Lines>>);
+
+#[derive(Debug, Default)]
+struct Lines {
+    lines: BTreeMap<NodeName, Arc<Line>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Line {
+    number: u64,
+    to_node: mpsc::Sender<Result<ControlMessage, Status>>,
+    asks: Mutex<Asks>,
+}
+
+#[derive(Debug, Default)]
+struct Asks {
+    open: BTreeMap<u64, mpsc::Sender<NodeMessage>>,
+    next: u64,
+}
+
+/// Why a node gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It has no line to us.
+    #[error("node {0} is not connected to control")]
+    NotAttached(NodeName),
+    /// Too much was asked already.
+    #[error("node {0} has too many questions open")]
+    Busy(NodeName),
+    /// Nothing came in time.
+    #[error("the node did not answer in time")]
+    Timeout,
+    /// The line broke, or the node said no more.
+    #[error("the node went away before it had answered")]
+    Gone,
+    /// The node's own words.
+    #[error("{0}")]
+    Node(String),
+}
+
+/// A node's end of its line, held by its stream's task.
+#[derive(Debug)]
+pub struct LineEnd {
+    attached: Attached,
+    node: NodeName,
+    line: Arc<Line>,
+}
+
+/// Answers to one question. Dropping it tells the node to stop.
+#[derive(Debug)]
+pub struct Answers {
+    id: u64,
+    line: Arc<Line>,
+    receiver: mpsc::Receiver<NodeMessage>,
+    ended: bool,
+}
+
+impl Attached {
+    /// A node has opened a line; the one before it is closed.
+    #[must_use]
+    pub fn attach(&self, node: NodeName) -> (LineEnd, mpsc::Receiver<Result<ControlMessage, Status>>) {
+        let (to_node, receiver) = mpsc::channel(TO_NODE_MAX);
+        let mut lines = lock(&self.0);
+        lines.next += 1;
+        let line = Arc::new(Line { number: lines.next, to_node, asks: Mutex::default() });
+        if let Some(before) = lines.lines.insert(node.clone(), line.clone()) {
+            lock(&before.asks).open.clear();
+        }
+        (LineEnd { attached: self.clone(), node, line }, receiver)
+    }
+
+    /// Whether the node has a line to us.
+    #[must_use]
+    pub fn is_attached(&self, node: &NodeName) -> bool {
+        lock(&self.0).lines.contains_key(node)
+    }
+
+    /// How many nodes have.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        lock(&self.0).lines.len()
+    }
+
+    /// Whether none has.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Closes a node's line.
+    pub fn detach(&self, node: &NodeName) {
+        if let Some(line) = lock(&self.0).lines.remove(node) {
+            lock(&line.asks).open.clear();
+            let _full = line.to_node.try_send(Err(Status::permission_denied("removed"))).is_err();
+        }
+    }
+
+    /// Asks a node.
+    pub fn ask(&self, node: &NodeName, question: Ask) -> Result<Answers, AskError> {
+        let line = lock(&self.0).lines.get(node).cloned();
+        let line = line.ok_or_else(|| AskError::NotAttached(node.clone()))?;
+        let (sender, receiver) = mpsc::channel(ANSWERS_MAX);
+        let id = {
+            let mut asks = lock(&line.asks);
+            if asks.open.len() >= ASKS_MAX {
+                return Err(AskError::Busy(node.clone()));
+            }
+            asks.next += 1;
+            let id = asks.next;
+            asks.open.insert(id, sender);
+            id
+        };
+        let answers = Answers { id, line, receiver, ended: false };
+        let message = ControlMessage { id, ask: Some(question) };
+        match answers.line.to_node.try_send(Ok(message)) {
+            Ok(()) => Ok(answers),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(AskError::Busy(node.clone())),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(AskError::NotAttached(node.clone())),
+        }
+    }
+
+    /// Whether an edge can serve a domain from desired state at least that new: nothing, or why not.
+    pub async fn can_serve(
+        &self,
+        edge: &NodeName,
+        domain: &str,
+        version: u64,
+        within: Duration,
+    ) -> Result<(), AskError> {
+        let question = Ask::CanServe(CanServe { domain: domain.to_owned(), version });
+        let mut answers = self.ask(edge, question)?;
+        match tokio::time::timeout(within, answers.next()).await {
+            Err(_elapsed) => Err(AskError::Timeout),
+            Ok(None) => Err(AskError::Gone),
+            Ok(Some(message)) => match message.answer {
+                Some(Answer::Serve(serve)) if serve.serves => Ok(()),
+                Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
+                Some(Answer::Error(error)) => Err(AskError::Node(error)),
+                Some(Answer::LogChunk(_)) | None => Err(AskError::Gone),
+            },
+        }
+    }
+
+    /// Asks a host for an instance's output.
+    pub fn read_logs(&self, host: &NodeName, logs: ReadLogs) -> Result<Answers, AskError> {
+        self.ask(host, Ask::ReadLogs(logs))
+    }
+}
+
+impl LineEnd {
+    /// Hands an answer to whoever asked.
+    pub fn deliver(&self, message: NodeMessage) {
+        let (id, last) = (message.id, message.last);
+        let mut asks = lock(&self.line.asks);
+        let Some(sender) = asks.open.get(&id) else { return };
+        let lost = sender.try_send(message).is_err();
+        if lost || last {
+            asks.open.remove(&id);
+        }
+        if lost && !last {
+            drop(asks);
+            self.line.cancel(id);
+        }
+    }
+}
+
+impl Line {
+    fn cancel(&self, id: u64) {
+        let message = ControlMessage { id, ask: Some(Ask::Cancel(Cancel {})) };
+        // A node that doesn't read loses its line soon; then nothing is left to cancel.
+        let _full = self.to_node.try_send(Ok(message)).is_err();
+    }
+}
+
+impl Drop for LineEnd {
+    fn drop(&mut self) {
+        lock(&self.line.asks).open.clear();
+        let mut lines = lock(&self.attached.0);
+        if lines.lines.get(&self.node).is_some_and(|line| line.number == self.line.number) {
+            lines.lines.remove(&self.node);
+        }
+    }
+}
+
+impl Answers {
+    /// The next answer; nothing when there are no more, or the line broke.
+    pub async fn next(&mut self) -> Option<NodeMessage> {
+        let message = self.receiver.recv().await;
+        self.ended |= message.as_ref().is_none_or(|message| message.last);
+        message
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if !self.ended {
+            lock(&self.line.asks).open.remove(&self.id);
+            self.line.cancel(self.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use atoll_wire::node::ServeAnswer;
+
+    fn answer(id: u64, serves: bool) -> NodeMessage {
+        let serve = ServeAnswer { serves, why_not: "no certificate".into() };
+        NodeMessage { id, answer: Some(Answer::Serve(serve)), last: true }
+    }
+
+    #[tokio::test]
+    async fn answers_find_who_asked_and_a_lost_line_is_told() {
+        let attached = Attached::default();
+        let node: NodeName = "fra1-edge".parse().unwrap();
+        let wait = Duration::from_secs(5);
+        let unknown = attached.can_serve(&node, "a", 1, wait).await;
+        assert_eq!(unknown, Err(AskError::NotAttached(node.clone())));
+        let (end, mut asked) = attached.attach(node.clone());
+        let asking = async { tokio::join!(attached.can_serve(&node, "a", 1, wait), attached.can_serve(&node, "b", 1, wait)) };
+        let answering = async {
+            let first = asked.recv().await.unwrap().unwrap();
+            let second = asked.recv().await.unwrap().unwrap();
+            end.deliver(answer(second.id, false));
+            end.deliver(answer(first.id, true));
+        };
+        let ((first, second), ()) = tokio::join!(asking, answering);
+        assert_eq!(first, Ok(()));
+        assert_eq!(second, Err(AskError::Node("no certificate".into())));
+        let mut open = attached.read_logs(&node, ReadLogs::default()).unwrap();
+        drop(end);
+        assert!(open.next().await.is_none());
+        assert!(!attached.is_attached(&node));
+    }
+
+    #[tokio::test]
+    async fn a_newer_line_takes_over_and_dropping_the_older_leaves_it() {
+        let attached = Attached::default();
+        let node: NodeName = "fra1-edge".parse().unwrap();
+        let (old, _old_asked) = attached.attach(node.clone());
+        let (_new, mut asked) = attached.attach(node.clone());
+        drop(old);
+        drop(attached.read_logs(&node, ReadLogs::default()).unwrap());
+        assert!(matches!(asked.recv().await.unwrap().unwrap().ask, Some(Ask::ReadLogs(_))));
+        assert!(matches!(asked.recv().await.unwrap().unwrap().ask, Some(Ask::Cancel(_))));
+    }
+}

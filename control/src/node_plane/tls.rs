@@ -1,0 +1,133 @@
+//! Connections of the node plane: TLS with our own check of the client, who may be nobody yet.
+
+use atoll_identity::{ConnectionGuard, Identity, PeerIdentity};
+use atoll_process::Drain;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+/// Longest handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections and handshakes at once.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// Who is at the other end; nobody before it has joined.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) identity: Option<Arc<PeerIdentity>>,
+    pub(super) address: SocketAddr,
+}
+
+/// An encrypted connection that ends when its peer is denied.
+pub(super) struct MeshStream {
+    tls: TlsStream<TcpStream>,
+    peer: Peer,
+    cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    _permit: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for MeshStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MeshStream").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+/// Accepts until the drain starts.
+pub(super) async fn accept(
+    listener: TcpListener,
+    config: Arc<rustls::ServerConfig>,
+    identity: Identity,
+    accepted: mpsc::Sender<io::Result<MeshStream>>,
+    drain: Drain,
+) {
+    let acceptor = TlsAcceptor::from(config);
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = places.clone().acquire_owned().await else { return };
+        let connection = tokio::select! {
+            connection = listener.accept() => connection,
+            () = drain.draining() => return,
+        };
+        let (stream, address) = match connection {
+            Ok(connection) => connection,
+            Err(error) => {
+                // Out of file descriptors, most likely: others must end first.
+                tracing::warn!(%error, "the node plane could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, identity, accepted) = (acceptor.clone(), identity.clone(), accepted.clone());
+        tokio::spawn(async move {
+            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, acceptor, identity));
+            match handshake.await {
+                Ok(Ok((tls, peer, cut))) => {
+                    let stream = MeshStream { tls, peer, cut, _permit: permit };
+                    let _ended = accepted.send(Ok(stream)).await.is_err();
+                }
+                Ok(Err(error)) => tracing::warn!(%address, %error, "a node plane handshake failed"),
+                Err(_elapsed) => tracing::debug!(%address, "a node plane handshake took too long"),
+            }
+        });
+    }
+}
+
+type Cut = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
+async fn handshake(
+    stream: TcpStream,
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    identity: Identity,
+) -> io::Result<(TlsStream<TcpStream>, Peer, Cut)> {
+    stream.set_nodelay(true)?;
+    let tls = acceptor.accept(stream).await?;
+    let Some(certificates) = tls.get_ref().1.peer_certificates().filter(|list| !list.is_empty()) else {
+        return Ok((tls, Peer { identity: None, address }, None));
+    };
+    let peer = Identity::peer_of(certificates).map_err(io::Error::other)?;
+    let guard: ConnectionGuard = identity.connections().admit(&peer).map_err(io::Error::other)?;
+    let cut: Cut = Some(Box::pin(async move { guard.cut().await }));
+    Ok((tls, Peer { identity: Some(Arc::new(peer)), address }, cut))
+}
+
+impl Connected for MeshStream {
+    type ConnectInfo = Peer;
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for MeshStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(cut) = &mut self.cut
+            && cut.as_mut().poll(cx).is_ready()
+        {
+            self.cut = None;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for MeshStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}
