@@ -168,7 +168,7 @@ impl Instance {
 
     /// Registers what was adopted.
     fn take_up(&mut self) {
-        let view = self.core.view();
+        let view = self.view();
         self.show(&view);
         if self.program.is_some() {
             self.ground.ports.hold(self.saved.instance.as_str(), self.saved.port);
@@ -302,6 +302,15 @@ impl Instance {
             _ => return,
         };
         counter.inc();
+    }
+
+    /// What others may know, with what the supervisor can't see.
+    fn view(&self) -> View {
+        let mut view = self.core.view();
+        if view.state == State::Starting && self.core.checks_pass() && self.workload.borrow().is_none() {
+            view.detail = "its sidecar waits for a workload certificate from control".to_owned();
+        }
+        view
     }
 
     fn show(&mut self, view: &View) {

@@ -24,6 +24,8 @@ pub struct SavedProcess {
 pub struct Saved {
     /// Of this format.
     pub version: u32,
+    /// Of the system's start in which it was written: pids and start times mean nothing in another.
+    pub boot: String,
     /// Which instance.
     pub instance: InstanceId,
     /// Of which service.
@@ -56,6 +58,7 @@ impl Saved {
     pub fn new(instance: InstanceId, cluster: ClusterName, revision: String, spec: ServiceSpec) -> Self {
         Self {
             version: VERSION,
+            boot: boot_id(),
             instance,
             cluster,
             revision,
@@ -77,6 +80,22 @@ impl Saved {
     }
 }
 
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Nothing survives a restart of the machine; its pids belong to others now.
+fn after_boot(mut saved: Saved) -> Saved {
+    let boot = boot_id();
+    if saved.boot != boot {
+        saved.boot = boot;
+        saved.program = None;
+        saved.sidecar = None;
+        saved.healthy = false;
+    }
+    saved
+}
+
 /// The folder of all instances' folders.
 #[must_use]
 pub fn instances_dir(data_dir: &Path) -> PathBuf {
@@ -96,9 +115,36 @@ pub fn load(data_dir: &Path) -> io::Result<(Vec<Saved>, Vec<PathBuf>)> {
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Saved>(&bytes).ok());
         match parsed.filter(|state| state.version == VERSION) {
-            Some(state) => saved.push(state),
+            Some(state) => saved.push(after_boot(state)),
             None => unreadable.push(folder),
         }
     }
     Ok((saved, unreadable))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_of_an_earlier_boot_are_forgotten() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let spec: ServiceSpec = serde_json::from_value(serde_json::json!({
+            "run": ["x"], "working_dir": "/", "env": {}, "labels": {}, "protocol": "http", "public": true,
+            "drain_ms": 1, "checks": [], "regions": {},
+        }))
+        .unwrap();
+        let instance = InstanceId::from_parts(1, 1);
+        let folder = instances_dir(data_dir.path()).join(instance.as_str());
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut saved = Saved::new(instance, "default/shop/web".parse().unwrap(), "r-1".to_owned(), spec);
+        saved.program = Some(SavedProcess { pid: 1, start_time: 2 });
+        saved.write(&folder).unwrap();
+        assert_eq!(load(data_dir.path()).unwrap(), (vec![saved.clone()], vec![]));
+        saved.boot = "another".to_owned();
+        saved.write(&folder).unwrap();
+        assert_eq!(load(data_dir.path()).unwrap().0[0].program, None);
+        std::fs::write(folder.join(FILE), "{").unwrap();
+        assert_eq!(load(data_dir.path()).unwrap(), (vec![], vec![folder]));
+    }
 }

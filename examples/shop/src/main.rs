@@ -54,6 +54,20 @@ mod tests {
     }
 
     #[test]
+    fn the_manifest_is_good() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(folder.join("atoll.toml")).unwrap();
+        let manifest = atoll_model::manifest::parse(&text, "atoll.toml", folder).unwrap();
+        assert_eq!(
+            manifest.regions().map(|region| region.as_str()).collect::<Vec<_>>(),
+            ["fra", "sin", "was"]
+        );
+        let app = manifest.compile();
+        let public = |name: &str| app.services.iter().find(|(key, _)| key.as_str() == name).unwrap().1.public;
+        assert!(public("web") && !public("api"));
+    }
+
+    #[test]
     fn arguments_are_read() {
         assert_eq!(
             parse("web --listen 127.0.0.1:80").unwrap(),

@@ -259,3 +259,29 @@ async fn output_is_followed_across_rotation() {
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "in order, none twice");
     assert!(numbers.len() > 500, "only {} lines were seen", numbers.len());
 }
+
+#[tokio::test]
+async fn an_instance_goes_on_when_its_state_cannot_be_kept() {
+    let mut bench = Bench::new();
+    bench.begin();
+    let instance = bench.place(run(&format!("import time\n{LISTENER}")), 30_000);
+    let first = bench.wait(&instance, |record| record.state() == State::Healthy).await;
+    // Stands in for a full disk: the file can't be replaced.
+    let file = bench.ground().folder_of(&instance).join("state.json");
+    until("the state file", || file.exists()).await;
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir_all(file.join("in the way")).unwrap();
+    signal_group(first.pid, Signal::KILL);
+    bench.wait(&instance, |record| record.state() == State::Healthy && record.pid != first.pid).await;
+    assert!(bench.ground().metrics.state_errors.get() > 0);
+}
+
+#[tokio::test]
+async fn without_a_certificate_it_says_what_it_waits_for() {
+    let mut bench = Bench::new();
+    bench.ca_is_away();
+    bench.begin();
+    let instance = bench.place(run(&format!("import time\n{LISTENER}")), 30_000);
+    let waiting = bench.wait(&instance, |record| record.detail.contains("workload certificate")).await;
+    assert_eq!(waiting.state(), State::Starting);
+}

@@ -151,7 +151,7 @@ impl Instance {
 
     /// Publishes first: others wait for it. Then keeps it for our own restart.
     async fn report(&mut self) {
-        let view = self.core.view();
+        let view = self.view();
         (self.ground.reporter)(Report::Instance(Box::new(record(&self.saved, &view))));
         self.saved.program = saved_process(self.program.as_ref());
         self.saved.sidecar = saved_process(self.sidecar.as_ref());

@@ -314,4 +314,15 @@ mod tests {
         let tail = file.tail_since(mark);
         assert!(tail.ends_with("xend\n") && tail.len() == 92, "{tail}");
     }
+
+    #[test]
+    fn a_copy_that_fails_does_not_let_the_file_grow() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = LogFile::new(folder.path().join("out"), 100);
+        std::fs::write(file.path(), "x".repeat(200)).unwrap();
+        // Stands in for a full disk: the copy can't be made.
+        std::fs::create_dir(folder.path().join("out.1.new")).unwrap();
+        assert!(file.rotate_if_full().is_err());
+        assert_eq!(size_of(file.path()), 0);
+    }
 }
