@@ -1,1 +1,31 @@
-//! TODO
+//! What whole-system tests need: the platform as its own processes, real clients, constant load,
+//! foreign certificates, and waiting for conditions.
+//!
+//! * [`Platform`]: `atoll dev` in a folder of its own, stopped and swept up when it is dropped.
+//! * [`Atoll`], [`Curl`]: the CLI and curl as child processes, with what they answered.
+//! * [`Load`]: so many requests a second, each counted, each failure kept with its detail.
+//! * [`Origin`]: an HTTP server that keeps what it was asked.
+//! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
+//! * [`wait_until`], [`processes`]: conditions with a deadline, and what `/proc` says.
+//!
+//! Everything here panics with what a reader of a failed test wants to know: it is for tests only.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that can't go on panics, and says why")]
+
+mod binary;
+mod cli;
+mod curl;
+mod load;
+mod mesh;
+mod origin;
+mod platform;
+pub mod processes;
+mod wait;
+
+pub use binary::{atoll_binary, shop_binary};
+pub use cli::{Atoll, CliOutput};
+pub use curl::{Curl, CurlAnswer};
+pub use load::{Load, LoadFailure, LoadReport, LoadTarget, Version};
+pub use mesh::{ForeignCa, MeshAnswer, MeshClient, MeshFailure};
+pub use origin::{Origin, Seen};
+pub use platform::{Edge, Node, Options, Platform};
+pub use wait::{wait_for, wait_until};
