@@ -1,1 +1,24 @@
-//! TODO
+//! The role gateway: a region's ingress. It takes requests from edges over tunnels, picks an instance, and
+//! hands them to that instance's sidecar; and it tells the other regions how its clusters do.
+//!
+//! [`Gateway::bind`] takes the socket; [`Bound::run`] serves until the drain is over.
+
+mod config;
+mod feed;
+mod forward;
+mod gateway;
+mod reach;
+mod request;
+mod serving;
+mod sidecars;
+mod summaries;
+mod usage;
+mod views;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::Config;
+pub use gateway::{BindError, Bound, Gateway, Handles};
+pub use serving::Serving;

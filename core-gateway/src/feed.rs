@@ -1,0 +1,40 @@
+//! Reads records from gossip and keeps the snapshot in step. Runs on the control runtime.
+
+use crate::gateway::Shared;
+use crate::summaries::Touched;
+use crate::views::ViewWriter;
+use atoll_gossip::{Entry, Subscription};
+use atoll_model::Kind;
+use std::sync::Arc;
+
+/// What the gateway reads.
+pub(crate) const KINDS: [Kind; 3] = [Kind::CLUSTER, Kind::INSTANCE, Kind::PLACEMENT];
+
+/// Where records come from.
+#[derive(Debug)]
+pub(crate) enum Feed {
+    /// Gossip.
+    Gossip(Subscription),
+    /// A test.
+    #[cfg(test)]
+    Test(tokio::sync::mpsc::Receiver<Vec<Arc<Entry>>>),
+}
+
+impl Feed {
+    async fn next(&mut self) -> Option<Vec<Arc<Entry>>> {
+        match self {
+            Self::Gossip(subscription) => subscription.next().await,
+            #[cfg(test)]
+            Self::Test(receiver) => receiver.recv().await,
+        }
+    }
+}
+
+/// Applies records until there are no more.
+pub(crate) async fn follow(mut feed: Feed, shared: Arc<Shared>, touched: Touched) {
+    let mut writer = ViewWriter::new(shared.views.clone(), shared.name.clone());
+    while let Some(entries) = feed.next().await {
+        touched.add(writer.apply(&entries));
+        shared.apply_errors.store(Arc::new(writer.errors()));
+    }
+}

@@ -1,0 +1,213 @@
+//! The path of a request through the gateway: who asks → may it → admit → forward → record.
+
+use crate::forward::{Answered, Outgoing, Unanswered, forward};
+use crate::gateway::Admission;
+use crate::summaries::healthy;
+use crate::views::Cluster;
+use crate::worker::Worker;
+use atoll_identity::PeerIdentity;
+use atoll_model::{ClusterName, Hop, NodeName, Reason, Role};
+use atoll_proxy::answer::{self, InternalAnswer};
+use atoll_proxy::exchange::Handler;
+use atoll_proxy::headers::{self, Hops};
+use atoll_proxy::tunnel::{ControlStream, is_control_stream, serve_control_stream};
+use atoll_proxy::{Body, Exchange, Replay};
+use atoll_routing::retry::{MethodClass, TRIES_MAX};
+use atoll_wire::tunnel::ClusterHeadroom;
+use http::Response;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tracing::{debug, warn};
+
+/// How often a connection notes that it uses a cluster.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// Clusters that a connection remembers to have noted.
+const NOTED_MAX: usize = 1024;
+
+/// One tunnel connection.
+#[derive(Debug)]
+pub(crate) struct TunnelConnection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) peer: Arc<PeerIdentity>,
+    /// The peer's node.
+    pub(crate) edge: NodeName,
+    pub(crate) noted: RefCell<HashMap<String, Instant>>,
+}
+
+/// Counts a request to a cluster; given back when dropped.
+#[derive(Debug)]
+struct InFlight(Arc<AtomicU32>);
+
+impl InFlight {
+    fn new(cluster: &Cluster) -> Self {
+        cluster.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(&cluster.in_flight))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+const fn unsent(reason: Reason) -> Unanswered {
+    Unanswered { made: InternalAnswer { hop: Hop::Gateway, reason, sent: false }, tries_used: 0 }
+}
+
+impl Handler for TunnelConnection {
+    async fn handle(&self, exchange: Exchange) -> Response<Body> {
+        if is_control_stream(&exchange) {
+            return serve_control_stream(exchange, self.control_stream());
+        }
+        let started = exchange.started;
+        match self.serve(exchange).await {
+            Ok(response) => response,
+            Err(unanswered) => self.refuse(unanswered, started),
+        }
+    }
+}
+
+impl TunnelConnection {
+    async fn serve(&self, exchange: Exchange) -> Result<Response<Body>, Unanswered> {
+        let started = exchange.started;
+        let (name, cluster) = self.authorize(exchange.request.headers())?;
+        let admission = Admission::take(&self.worker.shared).ok_or(unsent(Reason::GatewayFull))?;
+        let in_flight = InFlight::new(&cluster);
+        self.note_use(&name.to_string());
+        let outgoing = self.prepare(exchange, name, cluster);
+        let answered = forward(&self.worker, outgoing).await?;
+        Ok(self.finish(answered, started).map(|body| body.holding((admission, in_flight))))
+    }
+
+    /// Edges may ask for public clusters, and nobody for anything else.
+    fn authorize(&self, fields: &HeaderMap) -> Result<(ClusterName, Arc<Cluster>), Unanswered> {
+        let asked = fields.get(headers::CLUSTER).and_then(|value| value.to_str().ok()).unwrap_or("");
+        if !self.peer.roles.has(Role::Edge) {
+            self.warn_refused(asked, Reason::NotAuthorized);
+            return Err(unsent(Reason::NotAuthorized));
+        }
+        let snapshot = self.worker.shared.views.load();
+        let known = snapshot.clusters.get(asked).filter(|cluster| cluster.public);
+        match (asked.parse::<ClusterName>(), known) {
+            (Ok(name), Some(cluster)) => Ok((name, Arc::clone(cluster))),
+            _ => {
+                self.warn_refused(asked, Reason::NotPublic);
+                Err(unsent(Reason::NotPublic))
+            }
+        }
+    }
+
+    /// Says who asked for what it may not have; at most once a second for each worker.
+    fn warn_refused(&self, asked: &str, reason: Reason) {
+        let now = Instant::now();
+        let last = self.worker.warned.replace(Some(now));
+        if last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(1)) {
+            self.worker.warned.set(last);
+            return;
+        }
+        let asked: String = asked.escape_debug().take(130).collect();
+        warn!(peer = %self.peer.id, cluster = asked, %reason, "refused a request");
+    }
+
+    fn note_use(&self, cluster: &str) {
+        let now = Instant::now();
+        let mut noted = self.noted.borrow_mut();
+        if noted.get(cluster).is_some_and(|at| now.duration_since(*at) < NOTE_EVERY) {
+            return;
+        }
+        if noted.len() >= NOTED_MAX {
+            noted.clear();
+        }
+        noted.insert(cluster.to_owned(), now);
+        self.worker.shared.usage.note(&self.edge, cluster, now);
+    }
+
+    /// The request as it leaves for a sidecar: of the internal fields, those that are known and no other.
+    fn prepare(&self, exchange: Exchange, name: ClusterName, cluster: Arc<Cluster>) -> Outgoing {
+        let (mut head, body) = exchange.request.into_parts();
+        let fields = &mut head.headers;
+        let tries = fields.get(headers::TRIES).and_then(|value| value.to_str().ok());
+        let tries = tries.and_then(|tries| tries.parse().ok()).unwrap_or(1).clamp(1, TRIES_MAX);
+        let kept = [headers::CLUSTER, headers::EDGE, headers::CLIENT_IP];
+        let kept = kept.map(|field| fields.get(&field).cloned().map(|value| (field, value)));
+        headers::strip_internal(fields);
+        for (field, value) in kept.into_iter().flatten() {
+            fields.insert(field, value);
+        }
+        set(fields, headers::REGION, self.worker.shared.region.as_str());
+        Outgoing {
+            method: MethodClass::of(head.method.as_str()),
+            head,
+            body: Replay::new(body),
+            name,
+            cluster,
+            tries,
+        }
+    }
+
+    fn finish(&self, answered: Answered, started: Instant) -> Response<Body> {
+        let Answered { mut response, key, tries_used } = answered;
+        let fields = response.headers_mut();
+        self.set_facts(fields, tries_used, started);
+        if !fields.contains_key(headers::INSTANCE) {
+            let instance = key.split_once('/').map_or(&*key, |(_host, instance)| instance);
+            set(fields, headers::INSTANCE, instance);
+        }
+        response
+    }
+
+    fn refuse(&self, unanswered: Unanswered, started: Instant) -> Response<Body> {
+        let InternalAnswer { hop, reason, sent } = unanswered.made;
+        self.worker.shared.metrics.failed(hop, reason);
+        debug!(edge = %self.edge, %hop, %reason, sent, tries = unanswered.tries_used, "no answer");
+        let mut response = answer::internal(hop, reason, sent);
+        self.set_facts(response.headers_mut(), unanswered.tries_used, started);
+        response
+    }
+
+    fn set_facts(&self, fields: &mut HeaderMap, tries_used: u8, started: Instant) {
+        let hops = fields.get(headers::HOPS).and_then(|value| value.to_str().ok());
+        let hops = hops.map(Hops::parse).unwrap_or_default();
+        let gateway_us = u64::try_from(started.elapsed().as_micros()).ok();
+        fields.insert(headers::HOPS, Hops { gateway_us, ..hops }.to_value());
+        fields.insert(headers::TRIES_USED, HeaderValue::from(u16::from(tries_used)));
+        set(fields, headers::REGION, self.worker.shared.region.as_str());
+    }
+
+    fn control_stream(&self) -> ControlStream {
+        let (shared, edge) = (Arc::clone(&self.worker.shared), self.edge.clone());
+        let headroom = move || {
+            let snapshot = shared.views.load();
+            let used = shared.usage.of(&edge, Instant::now());
+            let of_cluster = |name: &Arc<str>| {
+                let in_flight = snapshot.clusters.get(name).map(|c| c.in_flight.load(Ordering::Relaxed));
+                ClusterHeadroom {
+                    cluster: name.to_string(),
+                    healthy: healthy(&shared, &snapshot, name),
+                    in_flight: in_flight.unwrap_or(0),
+                }
+            };
+            used.iter().map(of_cluster).collect()
+        };
+        let shared = &self.worker.shared;
+        ControlStream {
+            node: shared.name.to_string(),
+            region: shared.region.to_string(),
+            headroom: Rc::new(headroom),
+            drain: shared.drain.clone(),
+            metrics: shared.metrics.clone(),
+        }
+    }
+}
+
+fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        fields.insert(name, value);
+    }
+}

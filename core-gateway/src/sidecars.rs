@@ -1,0 +1,152 @@
+//! One worker's connections to the region's sidecars, and which of them it leaves out.
+
+use crate::reach::{Ejection, Reach};
+use crate::views::{Endpoint, Endpoints, Snapshot, Views};
+use atoll_identity::{Identity, PeerPolicy};
+use atoll_model::ClusterName;
+use atoll_proxy::ProxyMetrics;
+use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector};
+use atoll_proxy::workers::spawn_task;
+use atoll_routing::endpoint::{self, State};
+use atoll_routing::outlier::Outlier;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::{debug, info};
+
+/// How long a probe of an ejected instance waits for a connection.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A sidecar, as this worker sees it.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    pub(crate) key: Arc<str>,
+    cluster: String,
+    pub(crate) peer: H2Peer,
+    outlier: RefCell<Outlier>,
+    /// While it is left out. A task probes it until it can be reached again.
+    ejection: RefCell<Option<Ejection>>,
+}
+
+/// The sidecars. Stays on its worker.
+#[derive(Debug)]
+pub(crate) struct Sidecars {
+    identity: Identity,
+    metrics: ProxyMetrics,
+    reach: Reach,
+    /// Outlier times count from here.
+    start: Instant,
+    open: RefCell<HashMap<Arc<str>, Rc<Sidecar>>>,
+}
+
+impl Sidecars {
+    pub(crate) fn new(identity: Identity, metrics: ProxyMetrics, reach: Reach) -> Self {
+        Self { identity, metrics, reach, start: Instant::now(), open: RefCell::default() }
+    }
+
+    /// Closes what is no longer used. Runs as long as the worker.
+    pub(crate) async fn follow(&self, views: Views) {
+        let mut changes = views.changes();
+        while changes.changed().await.is_ok() {
+            let snapshot = views.load();
+            self.open.borrow_mut().retain(|key, sidecar| is_current(&snapshot, key, sidecar));
+        }
+    }
+
+    /// The less loaded of two instances taken by chance; those of `tried` are left out.
+    pub(crate) fn pick(
+        &self,
+        cluster: &ClusterName,
+        endpoints: &Endpoints,
+        tried: &[Arc<str>],
+        random: u64,
+    ) -> Option<Rc<Sidecar>> {
+        let open = self.open.borrow();
+        let candidate = |endpoint: &Endpoint| {
+            let known = open.get(&endpoint.key);
+            let left_out = known.is_some_and(|sidecar| sidecar.ejection.borrow().is_some());
+            let state = match endpoint.state {
+                State::Healthy if left_out => State::Ejected,
+                state => state,
+            };
+            let load = known.map_or(0, |sidecar| sidecar.peer.in_flight());
+            endpoint::Candidate {
+                state,
+                load: u32::try_from(load).unwrap_or(u32::MAX),
+                excluded: tried.contains(&endpoint.key),
+            }
+        };
+        let pick = endpoint::pick(endpoints.all.iter().map(candidate), random)?;
+        drop(open);
+        endpoints.all.get(pick.index).map(|endpoint| self.sidecar(cluster, endpoint))
+    }
+
+    fn sidecar(&self, cluster: &ClusterName, endpoint: &Endpoint) -> Rc<Sidecar> {
+        let mut open = self.open.borrow_mut();
+        let known = open.get(&endpoint.key).filter(|sidecar| sidecar.peer.address() == endpoint.address);
+        if let Some(known) = known {
+            return Rc::clone(known);
+        }
+        // Whoever answers there must prove that it is an instance of this very service.
+        let connector = MeshConnector::new(&self.identity, PeerPolicy::Workload(cluster.clone()));
+        let peer = H2Peer::open(H2PeerConfig::near(endpoint.address), connector, self.metrics.clone());
+        let sidecar = Rc::new(Sidecar {
+            key: Arc::clone(&endpoint.key),
+            cluster: cluster.to_string(),
+            peer,
+            outlier: RefCell::default(),
+            ejection: RefCell::default(),
+        });
+        open.insert(Arc::clone(&endpoint.key), Rc::clone(&sidecar));
+        sidecar
+    }
+
+    /// It could not be connected to: perhaps it is left out from now on.
+    pub(crate) fn connect_failed(&self, sidecar: &Rc<Sidecar>) {
+        let wait = sidecar.outlier.borrow_mut().connect_failed(self.start.elapsed(), rand::random());
+        let Some(wait) = wait else { return };
+        if sidecar.ejection.borrow().is_some() {
+            return;
+        }
+        info!(instance = %sidecar.key, cluster = %sidecar.cluster, why = sidecar.peer.last_error(),
+              "an instance can't be connected to; left out until it can");
+        *sidecar.ejection.borrow_mut() = Some(self.reach.eject(&sidecar.key));
+        let (probed, start) = (Rc::downgrade(sidecar), self.start);
+        spawn_task("probe", &self.metrics, async move {
+            let mut wait = wait;
+            loop {
+                tokio::time::sleep(wait).await;
+                // Closed meanwhile: the instance is gone.
+                let Some(sidecar) = probed.upgrade() else { return };
+                if sidecar.ejection.borrow().is_none() {
+                    return;
+                }
+                if sidecar.peer.ready(PROBE_TIMEOUT).await {
+                    info!(instance = %sidecar.key, "an instance can be connected to again");
+                    sidecar.answered();
+                    return;
+                }
+                debug!(instance = %sidecar.key, why = sidecar.peer.last_error(), "still not");
+                let next = sidecar.outlier.borrow_mut().connect_failed(start.elapsed(), rand::random());
+                wait = next.unwrap_or(PROBE_TIMEOUT);
+            }
+        });
+    }
+}
+
+impl Sidecar {
+    /// It answered: nothing is held against it any more.
+    pub(crate) fn answered(&self) {
+        self.outlier.borrow_mut().succeeded();
+        self.ejection.borrow_mut().take();
+    }
+}
+
+fn is_current(snapshot: &Snapshot, key: &Arc<str>, sidecar: &Sidecar) -> bool {
+    let endpoints = snapshot.endpoints.get(&sidecar.cluster);
+    endpoints.is_some_and(|endpoints| {
+        endpoints.all.iter().any(|e| e.key == *key && e.address == sidecar.peer.address())
+    })
+}
