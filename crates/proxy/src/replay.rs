@@ -199,3 +199,105 @@ impl State {
         self.kept.push(data.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use futures_util::FutureExt as _;
+    use http_body_util::BodyExt as _;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    struct Pieces(VecDeque<Result<Frame<Bytes>, BodyError>>);
+
+    impl HttpBody for Pieces {
+        type Data = Bytes;
+        type Error = BodyError;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Ready(self.0.pop_front())
+        }
+    }
+
+    fn source(pieces: &[Vec<u8>], trailers: bool) -> Body {
+        let mut frames: VecDeque<_> =
+            pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
+        if trailers {
+            let mut map = HeaderMap::new();
+            map.insert("t", "1".parse().unwrap());
+            frames.push_back(Ok(Frame::trailers(map)));
+        }
+        Body::boxed(Pieces(frames))
+    }
+
+    fn read(body: &mut Body, frames: usize) -> Vec<u8> {
+        let mut read = Vec::new();
+        for _ in 0..frames {
+            let Some(frame) = body.frame().now_or_never().unwrap() else { break };
+            read.extend(frame.unwrap().into_data().unwrap_or_default());
+        }
+        read
+    }
+
+    proptest! {
+        /// However much each try reads, a body that can still be had is the whole one.
+        #[test]
+        fn a_try_reads_all_or_there_is_none(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 0..12),
+            trailers in any::<bool>(),
+            tries in proptest::collection::vec(0_usize..14, 0..5),
+            limit in 0_usize..150,
+        ) {
+            let whole = pieces.concat();
+            let replay = Replay::with_limit(source(&pieces, trailers), limit);
+            let mut read_most = 0;
+            for frames in tries {
+                let Some(mut body) = replay.body() else { break };
+                let read = read(&mut body, frames);
+                prop_assert!(whole.starts_with(&read));
+                read_most = read_most.max(read.len());
+            }
+            prop_assert_eq!(replay.can_replay(), read_most <= limit);
+            prop_assert!(replay.0.borrow().kept_bytes <= limit);
+            if let Some(last) = replay.body() {
+                let collected = last.collect().now_or_never().unwrap().unwrap();
+                prop_assert_eq!(collected.trailers().is_some(), trailers);
+                prop_assert_eq!(&collected.to_bytes()[..], &whole[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_earlier_try_gets_nothing_more() {
+        let replay = Replay::new(source(&[vec![1], vec![2]], false));
+        let mut first = replay.body().unwrap();
+        assert_eq!(read(&mut first, 1), [1]);
+        let mut second = replay.body().unwrap();
+        let refused = first.frame().now_or_never().unwrap().unwrap().unwrap_err();
+        assert_eq!(refused.side, Side::Local);
+        assert_eq!(read(&mut second, 9), [1, 2]);
+    }
+
+    #[test]
+    fn a_failed_source_ends_it() {
+        let error = BodyError::new(Side::Client, "on purpose", BodyError::CANCEL);
+        let replay = Replay::new(Body::boxed(Pieces(VecDeque::from([Err(error)]))));
+        let mut body = replay.body().unwrap();
+        assert!(body.frame().now_or_never().unwrap().unwrap().is_err());
+        assert!(replay.source_failed() && replay.body().is_none());
+    }
+
+    #[test]
+    fn a_released_body_is_not_kept_and_lengths_are_told() {
+        let replay = Replay::new(Body::full("hello"));
+        assert_eq!(replay.body().unwrap().size_hint().exact(), Some(5));
+        replay.release();
+        let mut body = replay.body().unwrap();
+        assert_eq!(read(&mut body, 1), b"hello");
+        assert!(body.is_end_stream() && !replay.can_replay());
+        assert!(Replay::new(Body::empty()).body().unwrap().is_end_stream());
+    }
+}

@@ -109,6 +109,12 @@ impl H1Pool {
         self.0.open.get()
     }
 
+    /// Connections that wait for a request.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.0.idle.borrow().len()
+    }
+
     /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head. A kept
     /// connection that turns out to be closed is replaced by a fresh one, once, where that can't
     /// repeat the request or the method is safe.

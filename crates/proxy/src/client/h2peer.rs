@@ -221,13 +221,13 @@ impl H2Peer {
 
     /// Waits for a connection; false when there is none after `within`.
     pub async fn ready(&self, within: Duration) -> bool {
-        self.0.inner.wanted.notify_waiters();
         let connected = async {
             loop {
                 let changed = self.0.inner.changed.notified();
                 if self.connected() > 0 {
                     return;
                 }
+                self.0.inner.wanted.notify_waiters();
                 changed.await;
             }
         };

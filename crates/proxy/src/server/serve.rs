@@ -122,11 +122,14 @@ where
         }
     };
     tokio::select! {
+        // What has arrived already is served, also when the drain began before we first looked.
+        biased;
         outcome = connection.as_mut() => return ended(outcome, ConnectionEnd::Closed),
         () = drain.draining() => {}
     }
     begin_shutdown(connection.as_mut());
     tokio::select! {
+        biased;
         outcome = connection.as_mut() => ended(outcome, ConnectionEnd::Drained),
         () = drain.forced() => {
             metrics.connections_cut.inc();

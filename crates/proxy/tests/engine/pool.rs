@@ -61,7 +61,7 @@ fn a_connection_is_used_again() {
         let (pool, _) = pool(address);
         for _ in 0..5 {
             assert_eq!(ask(&pool, get("/")).await.unwrap(), "ok");
-            tokio::task::yield_now().await;
+            until("the connection is idle", || pool.idle() == 1).await;
         }
         assert_eq!(connections.get(), 1);
         assert_eq!(pool.open(), 1);
@@ -85,7 +85,9 @@ fn a_stale_connection_is_replaced_for_a_safe_request_only() {
         let (address, connections) = one_each().await;
         let (pool, metrics) = pool(address);
         assert_eq!(ask(&pool, get("/")).await.unwrap(), "ok");
+        until("the connection is idle", || pool.idle() == 1).await;
         assert_eq!(ask(&pool, get("/")).await.unwrap(), "ok");
+        until("the connection is idle", || pool.idle() == 1).await;
         assert_eq!((connections.get(), metrics.stale_retries.get()), (2, 1));
         // The instance may have acted on it: sending it again is not ours to decide.
         assert_eq!(ask(&pool, post("/", "")).await, Err(SendFault::Reset));
@@ -107,7 +109,7 @@ fn a_request_that_cannot_be_repeated_does_not_trust_an_old_connection() {
             let config = H1Config { trusted_idle, ..H1Config::local(address) };
             let pool = H1Pool::new(config, ProxyMetrics::unregistered());
             assert_eq!(ask(&pool, get("/")).await.unwrap(), "ok");
-            tokio::task::yield_now().await;
+            until("the connection is idle", || pool.idle() == 1).await;
             assert_eq!(ask(&pool, post("/", "")).await.unwrap(), "ok");
             assert_eq!(connections.get(), wanted);
         }

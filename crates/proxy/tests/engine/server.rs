@@ -133,7 +133,10 @@ fn a_drain_finishes_what_is_in_flight() {
     run(async {
         let gate = Rc::new(tokio::sync::Notify::new());
         let opened = Rc::clone(&gate);
+        let called = Rc::<Cell<bool>>::default();
+        let noted = Rc::clone(&called);
         let handler = handler(move |_| {
+            noted.set(true);
             let opened = Rc::clone(&opened);
             async move {
                 opened.notified().await;
@@ -142,7 +145,7 @@ fn a_drain_finishes_what_is_in_flight() {
         });
         let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        tokio::task::yield_now().await;
+        until("the request is under way", || called.get()).await;
         trigger.start();
         tokio::task::yield_now().await;
         gate.notify_one();
@@ -156,9 +159,15 @@ fn a_drain_finishes_what_is_in_flight() {
 #[test]
 fn a_forced_drain_cuts() {
     run(async {
-        let handler = handler(|_| std::future::pending());
+        let called = Rc::<Cell<bool>>::default();
+        let noted = Rc::clone(&called);
+        let handler = handler(move |_| {
+            noted.set(true);
+            std::future::pending()
+        });
         let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        until("the request is under way", || called.get()).await;
         trigger.start();
         trigger.force();
         assert_eq!(end.await.unwrap(), ConnectionEnd::Forced);

@@ -3,7 +3,7 @@
 use atoll_identity::{Identity, Material, PeerPolicy, TrustDomain, keys::TlsKey};
 use atoll_mesh_ca::{Lifetimes, MeshCa, NodeSubject};
 use atoll_model::{Role, Roles};
-use atoll_process::drain::{Drain, DrainTrigger, channel};
+use atoll_process::drain::{DrainTrigger, channel};
 use atoll_proxy::server::{MeshAcceptor, ServerLimits};
 use atoll_proxy::{Body, BodyError, Exchange, Handler, ProxyMetrics};
 use bytes::Bytes;
@@ -91,9 +91,7 @@ pub fn handler<Fut: Future<Output = Response<Body>> + 'static>(
 pub struct Served {
     pub address: SocketAddr,
     pub trigger: DrainTrigger,
-    pub drain: Drain,
     pub metrics: ProxyMetrics,
-    pub accepting: tokio::task::JoinHandle<()>,
 }
 
 /// A gateway-like server: mutual TLS from edges.
@@ -103,8 +101,8 @@ pub async fn mesh_server<H: Handler>(identity: &Identity, limits: ServerLimits, 
     let (trigger, drain) = channel();
     let acceptor = MeshAcceptor::new(identity, policy(Role::Edge));
     let metrics = ProxyMetrics::unregistered();
-    let (counted, draining) = (metrics.clone(), drain.clone());
-    let accepting = tokio::task::spawn_local(async move {
+    let (counted, draining) = (metrics.clone(), drain);
+    tokio::task::spawn_local(async move {
         loop {
             let (stream, peer) = listener.accept().await.unwrap();
             let (acceptor, limits) = (acceptor.clone(), limits.clone());
@@ -116,7 +114,7 @@ pub async fn mesh_server<H: Handler>(identity: &Identity, limits: ServerLimits, 
             });
         }
     });
-    Served { address, trigger, drain, metrics, accepting }
+    Served { address, trigger, metrics }
 }
 
 pub async fn read_all(body: Body) -> Result<Bytes, BodyError> {
