@@ -193,15 +193,16 @@ impl HostView {
     }
 
     /// The last `tail_lines` lines of an instance's output, and with `follow` what comes after, until the
-    /// instance is removed or the stream dropped. Pieces have at most 32 KiB. Nothing for an instance that
+    /// instance is removed or the stream dropped. Pieces have at most 32 KiB; after an error nothing
+    /// comes. Nothing for an instance that
     /// is not here.
     #[must_use]
     pub fn read_logs(
         &self,
         instance: &InstanceId,
-        tail_lines: u32,
+        tail_lines: usize,
         follow: bool,
-    ) -> Option<impl Stream<Item = Bytes> + Send + Unpin + 'static> {
+    ) -> Option<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.get(instance).map(|shown| logs::read(Arc::clone(&shown.log), tail_lines, follow))
     }

@@ -250,7 +250,7 @@ async fn output_is_followed_across_rotation() {
     let mut text = String::new();
     let read = async {
         while !text.contains("line 0599") {
-            text.push_str(std::str::from_utf8(&stream.next().await.unwrap()).unwrap());
+            text.push_str(std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
         }
     };
     tokio::time::timeout(Duration::from_secs(15), read).await.unwrap();

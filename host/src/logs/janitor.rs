@@ -115,14 +115,14 @@ impl LogFile {
     }
 
     /// The mark from which on the output has `lines` lines, as far as both files reach.
-    pub(super) fn mark_of_last_lines(&self, lines: u32) -> (Mark, Option<Vec<u8>>) {
+    pub(super) fn mark_of_last_lines(&self, lines: usize) -> (Mark, Option<Vec<u8>>) {
         let rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
         let size = size_of(&self.current);
         let end = Mark { serial: rotation.serial, offset: size };
         if lines == 0 {
             return (end, None);
         }
-        let mut wanted = lines as usize;
+        let mut wanted = lines;
         match start_of_lines(&self.current, size, &mut wanted) {
             Ok(Some(offset)) => return (Mark { offset, ..end }, None),
             Ok(None) => {}

@@ -17,22 +17,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOST: &[u8] = b"[atoll: output was lost here, it came faster than it could be read]\n";
 
 /// The last `tail_lines` lines of `file`, and with `follow` what comes after, until the stream is dropped
-/// or the file is closed. Pieces have at most 32 KiB.
+/// or the file is closed. Pieces have at most 32 KiB; after an error
+/// nothing comes.
 #[must_use]
-pub fn read(file: Arc<LogFile>, tail_lines: u32, follow: bool) -> ReceiverStream<Bytes> {
+pub fn read(file: Arc<LogFile>, tail_lines: usize, follow: bool) -> ReceiverStream<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
     tokio::spawn(async move {
-        // An error is a reader that went away, or a file that did: there is nobody to tell.
-        let _ended = pump(file, tail_lines, follow, sender).await;
+        if let Err(cause) = pump(file, tail_lines, follow, &sender).await {
+            // A reader that went away is the usual cause, and isn't there to be told.
+            let _gone = sender.send(Err(cause)).await;
+        }
     });
     ReceiverStream::new(receiver)
 }
 
 async fn pump(
     file: Arc<LogFile>,
-    tail_lines: u32,
+    tail_lines: usize,
     follow: bool,
-    sender: mpsc::Sender<Bytes>,
+    sender: &mpsc::Sender<io::Result<Bytes>>,
 ) -> io::Result<()> {
     let (first, older) = blocking({
         let file = Arc::clone(&file);
@@ -40,7 +43,7 @@ async fn pump(
     })
     .await?;
     for piece in older.iter().flat_map(|bytes| bytes.chunks(CHUNK_BYTES)) {
-        send(&sender, Bytes::copy_from_slice(piece)).await?;
+        send(sender, Bytes::copy_from_slice(piece)).await?;
     }
     let mut mark = first;
     loop {
@@ -59,18 +62,18 @@ async fn pump(
         match opened {
             Ok((files, whole)) => {
                 if !whole {
-                    send(&sender, Bytes::from_static(LOST)).await?;
+                    send(sender, Bytes::from_static(LOST)).await?;
                 }
                 let last = files.len() - 1;
                 for (index, open) in files.into_iter().enumerate() {
-                    let sent = drain_file(open, &sender).await?;
+                    let sent = drain_file(open, sender).await?;
                     if index == last {
                         mark = Mark { offset: mark.offset + sent, ..mark };
                     }
                 }
             }
-            // Not written yet; but once it has been removed, nothing will come.
-            Err(_) if follow => {}
+            // Nothing was written yet: the program could not be started so far.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => return Err(cause),
         }
         if !follow || closed {
@@ -84,7 +87,7 @@ async fn pump(
 }
 
 /// Sends all of an open file; says how much that was.
-async fn drain_file(mut file: File, sender: &mpsc::Sender<Bytes>) -> io::Result<u64> {
+async fn drain_file(mut file: File, sender: &mpsc::Sender<io::Result<Bytes>>) -> io::Result<u64> {
     let mut sent = 0;
     loop {
         let (back, piece) = blocking(move || {
@@ -102,8 +105,8 @@ async fn drain_file(mut file: File, sender: &mpsc::Sender<Bytes>) -> io::Result<
     }
 }
 
-async fn send(sender: &mpsc::Sender<Bytes>, piece: Bytes) -> io::Result<()> {
-    sender.send(piece).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
+async fn send(sender: &mpsc::Sender<io::Result<Bytes>>, piece: Bytes) -> io::Result<()> {
+    sender.send(Ok(piece)).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
