@@ -1,7 +1,8 @@
 //! What an operator sets for a control node.
 
-use atoll_model::RegionName;
+use atoll_model::{RegionName, SiteName};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// The control role's section of a node's configuration file.
@@ -20,6 +21,8 @@ pub struct Config {
     pub public_https_port: u16,
     /// Regions that apps may name.
     pub regions: Vec<RegionName>,
+    /// The region of each known site, for join tokens that name none.
+    pub sites: BTreeMap<SiteName, RegionName>,
     /// Who issues public certificates.
     pub public_ca: PublicCa,
     /// How long things may take.
@@ -77,6 +80,7 @@ impl Default for Config {
             zone: "localhost".to_owned(),
             public_https_port: 443,
             regions: Vec::new(),
+            sites: BTreeMap::new(),
             public_ca: PublicCa::Test,
             timing: Timing::default(),
         }

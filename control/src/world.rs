@@ -71,6 +71,8 @@ pub struct NodeSeen {
     pub facts: NodeFacts,
     /// When it was written, by the node's clock, ms since 1970.
     pub written_ms: u64,
+    /// The kind of the record: which scope it came by.
+    pub kind: atoll_model::Kind,
 }
 
 impl Observed {

@@ -58,6 +58,7 @@ impl Simulation {
                 alive: true,
                 facts: NodeFacts::default(),
                 written_ms: 0,
+                kind: atoll_model::Kind::REGION_NODE,
             };
             world.nodes.insert(name.parse().unwrap(), seen);
         }

@@ -1,0 +1,139 @@
+//! Nodes: what they say of themselves, and removing one.
+
+use super::changes::{Request, change};
+use super::{Api, Problem};
+use crate::apps::Caller;
+use crate::store::objects::Node;
+use atoll_identity::SpiffeId;
+use atoll_model::{Kind, NodeName, Role, Roles};
+use atoll_wire::record::Denial;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use axum::{Extension, Json};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// A node.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct NodeView {
+    name: String,
+    site: String,
+    region: String,
+    #[schema(value_type = Vec<String>)]
+    roles: Roles,
+    /// Membership has it alive.
+    alive: bool,
+    /// It holds a line to control.
+    attached: bool,
+    removed: bool,
+    draining: bool,
+    /// The newest desired state it has applied.
+    applied_version: u64,
+    applied_ms: u64,
+    /// The newest desired state that it should apply.
+    desired_version: u64,
+    /// It is not alive, or has not applied the newest desired state.
+    stale: bool,
+    /// Records that it could not apply.
+    apply_errors: Vec<String>,
+    gossip_address: String,
+    gateway_address: String,
+    edge_http_address: String,
+    edge_https_address: String,
+    admin_address: String,
+    software_version: String,
+    started_ms: u64,
+    pid: u32,
+    certificate_not_after_ms: u64,
+    /// When it last spoke of itself, by its clock.
+    written_ms: u64,
+}
+
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Vec<NodeView>)))]
+pub(super) async fn list(State(api): State<Api>, Extension(_caller): Extension<Caller>) -> Json<Vec<NodeView>> {
+    Json(views(&api))
+}
+
+pub(super) fn views(api: &Api) -> Vec<NodeView> {
+    let world = api.world();
+    let desired = api.store.desired();
+    let newest = |scope: &str| {
+        let revisions = desired.iter().filter(|record| record.scope == scope).map(|record| record.revision);
+        revisions.max().unwrap_or(0)
+    };
+    let stored = api.store.list::<Node>("");
+    let names: BTreeSet<&NodeName> = stored.iter().map(|node| &node.name).chain(world.nodes.keys()).collect();
+    let view = |name: &NodeName| {
+        let joined = stored.iter().find(|node| node.name == *name);
+        let seen = world.nodes.get(name);
+        let roles = seen.map(|seen| seen.roles).or(joined.map(|node| node.roles)).unwrap_or_default();
+        let region = seen.map(|seen| &seen.region).or(joined.map(|node| &node.region));
+        let region = region.map(ToString::to_string).unwrap_or_default();
+        let facts = seen.map(|seen| seen.facts.clone()).unwrap_or_default();
+        let only_host = roles == Roles::NONE.with(Role::Host);
+        let desired_version = newest(if only_host { &region } else { "" });
+        let alive = seen.is_some_and(|seen| seen.alive);
+        NodeView {
+            name: name.to_string(),
+            site: joined.map_or_else(|| facts.site.clone(), |node| node.site.to_string()),
+            region,
+            roles,
+            alive,
+            attached: api.attached.is_attached(name),
+            removed: joined.is_some_and(|node| node.removed),
+            draining: facts.draining,
+            applied_version: facts.applied_version,
+            applied_ms: facts.applied_ms,
+            desired_version,
+            stale: !alive || (!roles.has(Role::Control) && facts.applied_version < desired_version),
+            apply_errors: facts.apply_errors.iter().map(|e| format!("{}: {}", e.record, e.error)).collect(),
+            gossip_address: facts.gossip_address,
+            gateway_address: facts.gateway_address,
+            edge_http_address: facts.edge_http_address,
+            edge_https_address: facts.edge_https_address,
+            admin_address: facts.admin_address,
+            software_version: facts.software_version,
+            started_ms: facts.started_ms,
+            pid: facts.pid,
+            certificate_not_after_ms: facts.certificate_not_after_ms,
+            written_ms: seen.map_or(0, |seen| seen.written_ms),
+        }
+    };
+    names.into_iter().map(view).collect()
+}
+
+#[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path,)),
+    responses((status = 200, description = "it gets no new certificate and is denied everywhere"),
+        (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let name: NodeName =
+        name.parse().map_err(|error: atoll_model::NameError| Problem::invalid("name", error.to_string()))?;
+    let (trust_domain, org, by) = (api.ca.trust_domain().clone(), caller.org.clone(), caller.name.clone());
+    let removed = name.clone();
+    let request = Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
+    let response = change(&api, request, move |change| {
+        let stored = change.get::<Node>(&format!("{org}/{name}"));
+        let mut node = stored.ok_or_else(|| Problem::not_found(format!("no node `{name}` has joined")))?;
+        if node.roles.has(Role::Control) {
+            let detail = "this is the control node: it cannot remove itself";
+            return Err(Problem::new(StatusCode::CONFLICT, "control-node", "Not removable", detail));
+        }
+        node.removed = true;
+        change.put(&node)?;
+        let spiffe_id = SpiffeId::node(&trust_domain, &node.site, &name).to_string();
+        let denial = Denial { spiffe_id, why: format!("removed by {by}") };
+        change.desire(Kind::DENIAL, "", name.as_str(), &denial);
+        tracing::warn!(node = %name, by, "node removed");
+        Ok((StatusCode::OK, serde_json::json!({ "name": name, "removed": true })))
+    })
+    .await?;
+    api.attached.detach(&removed);
+    Ok(response)
+}

@@ -1,0 +1,176 @@
+//! Hands the store's desired records to gossip, in order, and makes gossip hold what the store does.
+
+use crate::metrics::ControlMetrics;
+use crate::reconciler::guard::must_confirm;
+use crate::store::{DesiredFeed, DesiredRecord, Feed, Store, StoreError};
+use atoll_gossip::{DesiredChange, Entry, Gossip, Owner, PublishError, Scope};
+use atoll_model::Kind;
+use atoll_process::Drain;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// The kinds of desired state.
+const KINDS: [Kind; 5] = [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::CERTIFICATE, Kind::DENIAL, Kind::PLACEMENT];
+/// After a comparison that failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// After the start, for what gossip's peers keep to arrive before what is too much is removed.
+const EXTRA_AFTER: Duration = Duration::from_secs(5);
+
+/// Removals that wait until someone confirms them. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Held(Arc<HeldState>);
+
+#[derive(Debug, Default)]
+struct HeldState {
+    names: Mutex<Vec<String>>,
+    confirmed: Notify,
+}
+
+impl Held {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Which: kind, scope and key.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Let them go.
+    pub fn confirm(&self) {
+        self.0.confirmed.notify_one();
+    }
+
+    fn set(&self, names: Vec<String>) {
+        *self.0.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+    }
+}
+
+/// Publishes until the drain is forced or the store is closed.
+#[derive(Debug)]
+pub struct Publisher {
+    /// The truth.
+    pub store: Store,
+    /// What is committed.
+    pub feed: DesiredFeed,
+    /// Where it goes.
+    pub gossip: Gossip,
+    /// What waits for a confirmation.
+    pub held: Held,
+    /// What is counted.
+    pub metrics: ControlMetrics,
+}
+
+impl Publisher {
+    /// Runs it.
+    pub async fn run(mut self, drain: Drain) {
+        self.publish_all().await;
+        let extra = tokio::time::sleep(EXTRA_AFTER);
+        tokio::pin!(extra);
+        let mut looked = false;
+        loop {
+            tokio::select! {
+                () = drain.draining() => break,
+                () = &mut extra, if !looked => {
+                    looked = true;
+                    self.remove_extra(false).await;
+                }
+                () = self.held.0.confirmed.notified() => self.remove_extra(true).await,
+                fed = self.feed.next() => match fed {
+                    None => return,
+                    Some(Feed::CompareAll) => self.publish_all().await,
+                    Some(Feed::Batch(batch)) => {
+                        if !self.publish(batch).await {
+                            tokio::time::sleep(RETRY).await;
+                            self.publish_all().await;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Everything that the store has; what gossip has already it passes over.
+    async fn publish_all(&self) {
+        let mut all = self.store.desired();
+        all.sort_by_key(|record| record.revision);
+        tracing::info!(records = all.len(), epoch = self.store.epoch(), "publishing desired state");
+        self.publish(all).await;
+    }
+
+    /// False when some could not be published.
+    async fn publish(&self, records: Vec<DesiredRecord>) -> bool {
+        let changes: Vec<DesiredChange> = records.into_iter().filter_map(to_change).collect();
+        match self.gossip.publish_desired(self.store.epoch(), changes.clone()).await {
+            Ok(()) => true,
+            // One record that gossip refuses must not hold up the others.
+            Err(PublishError::Refused { .. } | PublishError::TooLarge { .. }) => {
+                for change in changes {
+                    let key = change.key.clone();
+                    if let Err(error) = self.gossip.publish_desired(self.store.epoch(), vec![change]).await {
+                        tracing::error!(key, %error, "a desired record could not be published");
+                    }
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "desired state could not be published");
+                false
+            }
+        }
+    }
+
+    /// Deletes what gossip holds and the store does not: what an earlier run could not say any more. Where
+    /// that is much, the store may be the one that is wrong: it waits for a confirmation.
+    async fn remove_extra(&self, confirmed: bool) {
+        let wanted: BTreeSet<(Kind, String, String)> =
+            self.store.desired().into_iter().map(|record| (record.kind, record.scope, record.key)).collect();
+        let mut remove = Vec::new();
+        let mut held = Vec::new();
+        for kind in KINDS {
+            let entries: Vec<Arc<Entry>> = self.gossip.entries(kind).into_iter().filter(|e| e.owner == Owner::Control).collect();
+            let id = |entry: &Arc<Entry>| (kind, entry.scope.as_str().to_owned(), entry.key.to_string());
+            let extra: Vec<_> = entries.iter().map(id).filter(|id| !wanted.contains(id)).collect();
+            if must_confirm(extra.len(), entries.len(), confirmed) {
+                held.extend(extra.into_iter().map(|(kind, scope, key)| format!("{:08x}/{scope}/{key}", kind.0)));
+            } else {
+                remove.extend(extra);
+            }
+        }
+        if !held.is_empty() {
+            tracing::error!(
+                count = held.len(),
+                "much of the desired state that nodes have is not in the store: its removal waits for `POST /v1/held/confirm`"
+            );
+        }
+        self.metrics.held.set(held.len().try_into().unwrap_or(i64::MAX));
+        self.held.set(held);
+        if remove.is_empty() {
+            return;
+        }
+        tracing::warn!(count = remove.len(), "removing desired records that the store does not have");
+        let buried = self.store.change(move |change| {
+            remove.iter().for_each(|(kind, scope, key)| change.bury(*kind, scope, key));
+            Ok::<_, StoreError>(())
+        });
+        if let Err(error) = buried.await {
+            tracing::error!(%error, "they could not be removed");
+        }
+    }
+}
+
+fn to_change(record: DesiredRecord) -> Option<DesiredChange> {
+    let scope = Scope::parse(&record.scope).inspect_err(|error| tracing::error!(%error, "a stored scope")).ok()?;
+    Some(DesiredChange {
+        kind: record.kind,
+        scope,
+        key: record.key,
+        revision: record.revision,
+        body: record.body.map(Into::into),
+    })
+}
