@@ -4,9 +4,13 @@
 
 use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+
+/// `[edge]`
+pub use atoll_edge::Config as EdgeConfig;
+/// `[host]`
+pub use atoll_host::Config as HostConfig;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -100,40 +104,6 @@ impl Default for AdminConfig {
     }
 }
 
-/// `[edge]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EdgeConfig {
-    /// Plain HTTP, which redirects.
-    pub http: Vec<SocketAddr>,
-    /// HTTPS over TCP.
-    pub https: Vec<SocketAddr>,
-    /// The port that redirects name; 0 means the port of the first `https` address.
-    pub public_https_port: u16,
-    /// Data-path workers; 0 means one for each core, at most 4.
-    pub workers: usize,
-    /// Access log: a file, or nothing for none.
-    pub access_log: Option<PathBuf>,
-    /// Simulated round-trip time to each region's gateways, ms (`atoll dev --wan`).
-    pub wan: BTreeMap<RegionName, u64>,
-    /// Most requests at a time.
-    pub requests_max: usize,
-}
-
-impl Default for EdgeConfig {
-    fn default() -> Self {
-        Self {
-            http: Vec::new(),
-            https: Vec::new(),
-            public_https_port: 0,
-            workers: 0,
-            access_log: None,
-            wan: BTreeMap::new(),
-            requests_max: 20_000,
-        }
-    }
-}
-
 /// `[gateway]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -151,28 +121,6 @@ pub struct GatewayConfig {
 impl Default for GatewayConfig {
     fn default() -> Self {
         Self { listen: loopback(), advertise: None, workers: 0, requests_max: 20_000 }
-    }
-}
-
-/// `[host]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HostConfig {
-    /// Address on which sidecars take connections from gateways.
-    pub sidecar_address: std::net::IpAddr,
-    /// Stop instances and sidecars when the node stops, instead of leaving them to its next start.
-    pub stop_instances_on_exit: bool,
-    /// Time between SIGTERM and SIGKILL, ms.
-    pub stop_grace_ms: u64,
-}
-
-impl Default for HostConfig {
-    fn default() -> Self {
-        Self {
-            sidecar_address: std::net::Ipv4Addr::LOCALHOST.into(),
-            stop_instances_on_exit: false,
-            stop_grace_ms: 5_000,
-        }
     }
 }
 
@@ -202,6 +150,26 @@ pub struct ControlConfig {
     pub host_lost_after_ms: u64,
     /// A deploy whose instances are not healthy by then has failed, ms.
     pub deploy_timeout_ms: u64,
+}
+
+impl ControlConfig {
+    /// The role's own part.
+    pub fn role(&self) -> atoll_control::Config {
+        let timing = atoll_control::Timing {
+            healthy_deadline_ms: self.deploy_timeout_ms,
+            host_gone_ms: self.host_lost_after_ms,
+            ..atoll_control::Timing::default()
+        };
+        atoll_control::Config {
+            api_listen: self.api,
+            node_plane_listen: self.node_plane,
+            zone: self.zone.clone(),
+            public_https_port: self.public_https_port,
+            regions: self.regions.clone(),
+            timing,
+            ..atoll_control::Config::default()
+        }
+    }
 }
 
 impl Default for ControlConfig {
@@ -286,18 +254,10 @@ impl NodeConfig {
         Ok(())
     }
 
-    /// What differs from `newer` and takes effect only after a restart.
+    /// Whether `newer` differs in more than what a running node takes over: the drain time and the place.
     pub fn needs_restart(&self, newer: &Self) -> bool {
-        let strip = |config: &Self| {
-            let mut config = config.clone();
-            config.drain_ms = 0;
-            config.latitude = 0.0;
-            config.longitude = 0.0;
-            config.edge.requests_max = 0;
-            config.gateway.requests_max = 0;
-            config
-        };
-        strip(self) != strip(newer)
+        let fixed = |config: &Self| Self { drain_ms: 0, latitude: 0.0, longitude: 0.0, ..config.clone() };
+        fixed(self) != fixed(newer)
     }
 }
 

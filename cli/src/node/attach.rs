@@ -1,0 +1,144 @@
+//! The node's line to control: control asks, the node answers.
+//!
+//! Losing the line loses no request: it is opened again with a growing pause for as long as the node
+//! lives. Questions under way when it breaks are given up.
+
+use atoll_process::Drain;
+use atoll_wire::node::node_message::Answer;
+use atoll_wire::node::node_plane_client::NodePlaneClient;
+use atoll_wire::node::{CanServe, ControlMessage, LogChunk, NodeMessage, ReadLogs, ServeAnswer, control_message::Ask};
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tonic::transport::Channel;
+use tracing::{debug, info};
+
+/// Answers that wait for the line.
+const ANSWERS_MAX: usize = 64;
+/// Questions under way.
+const QUESTIONS_MAX: usize = 32;
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Reads an instance's log: at most so many of the last lines, and what follows if asked.
+pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync;
+/// Whether the edge serves a domain.
+pub type Serves = dyn Fn(&CanServe) -> Result<(), String> + Send + Sync;
+
+/// What this node can answer.
+#[derive(Clone, Default)]
+pub struct Answers {
+    /// The role host's logs.
+    pub read_log: Option<Arc<ReadLog>>,
+    /// The role edge's view.
+    pub serves: Option<Arc<Serves>>,
+}
+
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answers")
+            .field("read_log", &self.read_log.is_some())
+            .field("serves", &self.serves.is_some())
+            .finish()
+    }
+}
+
+/// Keeps the line open until the node drains.
+pub async fn run(channel: Channel, answers: Answers, drain: Drain) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let ended = tokio::select! {
+            ended = attach_once(channel.clone(), &answers) => ended,
+            () = drain.draining() => return,
+        };
+        match ended {
+            Ok(()) => pause = PAUSE_MIN,
+            Err(cause) => {
+                debug!(%cause, "no line to control");
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            () = drain.draining() => return,
+        }
+    }
+}
+
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+}
+
+async fn attach_once(channel: Channel, answers: &Answers) -> Result<(), tonic::Status> {
+    let (send, receive) = mpsc::channel(ANSWERS_MAX);
+    // The server sends its headers only once it has seen a message from us.
+    let hello = NodeMessage { id: 0, answer: None, last: true };
+    let outgoing = futures_util::stream::iter([hello])
+        .chain(futures_util::stream::unfold(receive, |mut r| async move { r.recv().await.map(|m| (m, r)) }));
+    let mut asks = NodePlaneClient::new(channel).attach(outgoing).await?.into_inner();
+    info!("attached to control");
+    let mut under_way = JoinSet::new();
+    let mut handles: HashMap<u64, AbortHandle> = HashMap::new();
+    while let Some(ControlMessage { id, ask }) = asks.message().await? {
+        while let Some(ended) = under_way.join_next().now_or_never().flatten() {
+            if let Ok(id) = ended {
+                handles.remove(&id);
+            }
+        }
+        handles.retain(|_, handle| !handle.is_finished());
+        match ask {
+            Some(Ask::Cancel(_)) => {
+                if let Some(handle) = handles.remove(&id) {
+                    handle.abort();
+                }
+            }
+            Some(ask) if handles.len() < QUESTIONS_MAX => {
+                let (send, answers) = (send.clone(), answers.clone());
+                let handle = under_way.spawn(async move {
+                    answer(id, ask, &answers, &send).await;
+                    id
+                });
+                handles.insert(id, handle);
+            }
+            Some(_) => tell(&send, id, Answer::Error("this node has too many questions under way".to_owned()), true).await,
+            None => tell(&send, id, Answer::Error("this node does not know the question".to_owned()), true).await,
+        }
+    }
+    Ok(())
+}
+
+async fn answer(id: u64, ask: Ask, answers: &Answers, send: &mpsc::Sender<NodeMessage>) {
+    match (ask, &answers.read_log, &answers.serves) {
+        (Ask::CanServe(question), _, Some(serves)) => {
+            let (serves, why_not) = match serves(&question) {
+                Ok(()) => (true, String::new()),
+                Err(why_not) => (false, why_not),
+            };
+            tell(send, id, Answer::Serve(ServeAnswer { serves, why_not }), true).await;
+        }
+        (Ask::ReadLogs(question), Some(read_log), _) => {
+            let mut chunks = read_log(question);
+            while let Some(chunk) = chunks.next().await {
+                match chunk {
+                    Ok(data) => tell(send, id, Answer::LogChunk(LogChunk { data: data.into() }), false).await,
+                    Err(why) => return tell(send, id, Answer::Error(why), true).await,
+                }
+            }
+            tell(send, id, Answer::LogChunk(LogChunk::default()), true).await;
+        }
+        (Ask::ReadLogs(_) | Ask::CanServe(_) | Ask::Cancel(_), _, _) => {
+            tell(send, id, Answer::Error("this node does not have the role for that".to_owned()), true).await;
+        }
+    }
+}
+
+async fn tell(send: &mpsc::Sender<NodeMessage>, id: u64, answer: Answer, last: bool) {
+    // An error means that the line has gone; who asked will see that.
+    let _line_gone = send.send(NodeMessage { id, answer: Some(answer), last }).await;
+}

@@ -1,0 +1,95 @@
+//! What the node says of itself: addresses, roles, drain, and how far it has applied desired state.
+
+use super::config::NodeConfig;
+use super::reload::Live;
+use atoll_gossip::{Gossip, Scope};
+use atoll_identity::Identity;
+use atoll_model::{Kind, Role};
+use atoll_process::Drain;
+use atoll_process::clock::unix_ms;
+use atoll_wire::record::NodeFacts;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// How often the facts are looked at; what has not changed is not said again.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Where the node can be reached, as far as its roles go.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// Tunnels (TCP).
+    pub gateway: Option<SocketAddr>,
+    /// Plain HTTP.
+    pub edge_http: Option<SocketAddr>,
+    /// HTTPS.
+    pub edge_https: Option<SocketAddr>,
+    /// Admin (loopback).
+    pub admin: Option<SocketAddr>,
+}
+
+/// Publishes the facts until the drain is forced.
+pub async fn run(live: Live, addresses: Addresses, gossip: Gossip, identity: Identity, drain: Drain) {
+    let config = live.load();
+    let base = facts(&config, &addresses, &gossip);
+    let mut said: Vec<(Kind, Scope, NodeFacts)> = gossip
+        .scopes()
+        .iter()
+        .filter_map(|scope| kind_for(&config, scope))
+        .map(|(kind, scope)| (kind, scope, base.clone()))
+        .collect();
+    let mut said_draining = false;
+    loop {
+        let config = live.load();
+        for (kind, scope, facts) in &mut said {
+            (facts.latitude, facts.longitude) = (config.latitude, config.longitude);
+            facts.certificate_not_after_ms = identity.not_after_ms();
+            facts.draining = drain.is_draining();
+            let (_, applied) = gossip.desired_version(scope);
+            if applied != facts.applied_version || facts.applied_ms == 0 {
+                facts.applied_version = applied;
+                facts.applied_ms = unix_ms();
+            }
+            gossip.publish(*kind, scope, config.name.as_str(), facts);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = drain.draining(), if !said_draining => said_draining = true,
+            () = drain.forced() => return,
+        }
+    }
+}
+
+/// A node in the scope as a mere reader (control in a region) says nothing there.
+fn kind_for(config: &NodeConfig, scope: &Scope) -> Option<(Kind, Scope)> {
+    match scope {
+        Scope::Global => Some((Kind::NODE, Scope::Global)),
+        Scope::Region(region) => {
+            let at_home = *region == config.region;
+            let takes_part = config.roles.has(Role::Gateway) || config.roles.has(Role::Host);
+            (at_home && takes_part).then(|| (Kind::REGION_NODE, scope.clone()))
+        }
+    }
+}
+
+fn facts(config: &NodeConfig, addresses: &Addresses, gossip: &Gossip) -> NodeFacts {
+    let text = |address: Option<SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
+    NodeFacts {
+        name: config.name.to_string(),
+        site: config.site.to_string(),
+        region: config.region.to_string(),
+        roles: config.roles.iter().map(|role| role.to_string()).collect(),
+        gossip_address: gossip.local_addr().to_string(),
+        gateway_address: text(addresses.gateway),
+        edge_http_address: text(addresses.edge_http),
+        edge_https_address: text(addresses.edge_https),
+        admin_address: text(addresses.admin),
+        wire_version_min: 1,
+        wire_version_max: 1,
+        software_version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_ms: unix_ms(),
+        pid: std::process::id(),
+        latitude: config.latitude,
+        longitude: config.longitude,
+        ..NodeFacts::default()
+    }
+}

@@ -1,0 +1,295 @@
+//! From a configuration file to a running node: identity, gossip, roles, admin; and the way back.
+
+use super::attach;
+use super::config::NodeConfig;
+use super::facts::{self, Addresses};
+use super::identity::{self, Membership};
+use super::node_plane;
+use super::ports::{Ports, Transport};
+use super::reload::{self, Live};
+use super::renewal::{self, Issuer};
+use super::roles::{self, Ground, Running};
+use super::NodeArgs;
+use anyhow::{Context, bail};
+use atoll_gossip::{Gossip, Scope};
+use atoll_identity::{Identity, SpiffeId, TrustDomain};
+use atoll_mesh_ca::{Lifetimes, MeshCa};
+use atoll_model::{Kind, Role};
+use atoll_process::clock::unix_ms;
+use atoll_process::drain::{self, Drain};
+use atoll_process::signals::{Hangups, Terminations};
+use atoll_process::{Admin, Metrics, Tasks, files, logging};
+use atoll_wire::record::Denial;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle};
+use tracing::{error, info, warn};
+
+/// Threads for gossip, control and disk; the data path has its own.
+const CONTROL_THREADS: usize = 2;
+/// What is left after the drain has this long to end.
+const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Runs the node until SIGTERM or SIGINT, or until a role fails.
+pub fn run(args: NodeArgs) -> anyhow::Result<()> {
+    logging::init(logging::Format::Auto);
+    let config = NodeConfig::load(&args.config)?;
+    let data_dir = config.data_dir.clone();
+    files::private_dir(&data_dir).with_context(|| format!("cannot make the folder {}", data_dir.display()))?;
+    let _lock = files::lock(&data_dir.join("lock"))?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("atoll-control")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(node(args, config));
+    runtime.shutdown_timeout(END_WITHIN);
+    done
+}
+
+async fn node(args: NodeArgs, config: NodeConfig) -> anyhow::Result<()> {
+    let mut terminations = Terminations::listen()?;
+    let hangups = Hangups::listen()?;
+    info!(node = %config.name, roles = %config.roles, site = %config.site, "starting");
+    let started = tokio::select! {
+        started = start(args, config, hangups) => started?,
+        signal = terminations.next() => {
+            info!(signal, "asked to stop before the node was up");
+            return Ok(());
+        }
+    };
+    let Started { live, trigger, mut running, tasks, gossip } = started;
+    let failed = tokio::select! {
+        signal = terminations.next() => {
+            info!(signal, "draining");
+            None
+        }
+        failed = running.first_end() => Some(failed),
+    };
+    trigger.start();
+    let deadline = Duration::from_millis(live.load().drain_ms);
+    tokio::select! {
+        () = running.all_ended() => {}
+        () = tokio::time::sleep(deadline) => warn!(?deadline, "the drain took too long; ending what is left"),
+        signal = terminations.next() => warn!(signal, "asked again; ending what is left"),
+    }
+    gossip.close().await;
+    trigger.force();
+    if !tasks.finished(END_WITHIN).await {
+        warn!("some tasks did not end");
+    }
+    info!("stopped");
+    match failed {
+        Some(why) => bail!(why),
+        None => Ok(()),
+    }
+}
+
+struct Started {
+    live: Live,
+    trigger: drain::DrainTrigger,
+    running: Running,
+    tasks: Tasks,
+    gossip: Gossip,
+}
+
+async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::Result<Started> {
+    let (trigger, drain) = drain::channel();
+    let metrics = Metrics::new();
+    let tasks = Tasks::new(Handle::current());
+    let mut ports = Ports::load(&config.data_dir);
+
+    let ca = if config.roles.has(Role::Control) { Some(open_ca(&config)?) } else { None };
+    let Membership { identity, record } = match &ca {
+        Some(ca) => identity::from_own_ca(&config, ca)?,
+        None => identity::from_control(&config).await?,
+    };
+    let gossip = start_gossip(&config, &mut ports, record, &identity, &metrics, &drain).await?;
+    tasks.spawn("denials", follow_denials(gossip.clone(), identity.clone(), drain.clone()));
+
+    let ground = Ground {
+        config: config.clone(),
+        identity: identity.clone(),
+        gossip: gossip.clone(),
+        metrics: metrics.clone(),
+        drain: drain.clone(),
+        tasks: tasks.clone(),
+    };
+    let roles = roles::bind(&ground, ca.clone(), &mut ports).await?;
+    let admin_address = ports.prefer("admin", config.admin.listen, Transport::Tcp);
+    let admin_listener = TcpListener::bind(admin_address)
+        .await
+        .with_context(|| format!("cannot listen on the admin address {admin_address}"))?;
+    let addresses = Addresses { admin: Some(admin_listener.local_addr()?), ..roles.addresses.clone() };
+    for (purpose, address) in [("gossip", Some(gossip.local_addr())), ("gateway", addresses.gateway), ("admin", addresses.admin)] {
+        if let Some(address) = address {
+            ports.remember(purpose, address);
+        }
+    }
+
+    let live = Live::new(config.clone());
+    let issuer = match ca {
+        Some(ca) => Issuer::Own(ca),
+        None => Issuer::Control(roles.node_plane.clone()),
+    };
+    let counters = renewal::Counters {
+        renewed: metrics.counter("atoll_node_certificate_renewals", "Certificates of the node that were renewed"),
+        failed: metrics.counter("atoll_node_certificate_renewal_errors", "Renewals that failed and are tried again"),
+    };
+    tasks.spawn("renewal", renewal::run(config.clone(), identity.clone(), issuer, counters, drain.clone()));
+    tasks.spawn("reload", reload::run(args.config, live.clone(), hangups, metrics.clone(), drain.clone()));
+    tasks.spawn("facts", facts::run(live.clone(), addresses, gossip.clone(), identity.clone(), drain.clone()));
+    if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
+        tasks.spawn("attach", attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()));
+    }
+    let admin = admin(&config, metrics, &identity, &gossip, &roles, &drain);
+    tasks.spawn("admin", admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()));
+    let running = roles.run();
+    info!(node = %config.name, "running");
+    Ok(Started { live, trigger, running, tasks, gossip })
+}
+
+fn open_ca(config: &NodeConfig) -> anyhow::Result<Arc<MeshCa>> {
+    let trust_domain = TrustDomain::new(&config.control.trust_domain)
+        .with_context(|| format!("`control.trust_domain` = {:?}", config.control.trust_domain))?;
+    let lifetimes = Lifetimes {
+        node: Duration::from_secs(config.control.node_certificate_s),
+        workload: Duration::from_secs(config.control.workload_certificate_s),
+        ..Lifetimes::default()
+    };
+    let dir = config.data_dir.join("mesh-ca");
+    Ok(Arc::new(MeshCa::open_or_create(&dir, trust_domain, lifetimes, unix_ms())?))
+}
+
+async fn start_gossip(
+    config: &NodeConfig,
+    ports: &mut Ports,
+    record: atoll_identity::RecordIdentity,
+    identity: &Identity,
+    metrics: &Metrics,
+    drain: &Drain,
+) -> anyhow::Result<Gossip> {
+    let listen = ports.prefer("gossip", config.gossip.listen, Transport::Udp);
+    let dir = config.data_dir.join("gossip");
+    let mut gossip = atoll_gossip::Config::new(config.name.clone(), scopes(config), listen, dir, record);
+    gossip.seeds = config.gossip.seeds.clone();
+    gossip.interval = Duration::from_millis(config.gossip.interval_ms.max(10));
+    Ok(Gossip::start(gossip, identity.clone(), metrics, drain.clone()).await?)
+}
+
+/// The scopes that the node's roles admit it to; control reads every region's.
+fn scopes(config: &NodeConfig) -> Vec<Scope> {
+    let mut regions = vec![config.region.clone()];
+    if config.roles.has(Role::Control) {
+        regions.extend(config.control.regions.iter().cloned());
+    }
+    regions.sort();
+    regions.dedup();
+    let all = std::iter::once(Scope::Global).chain(regions.into_iter().map(Scope::Region));
+    all.filter(|scope| scope.admits(config.roles, Some(&config.region))).collect()
+}
+
+/// Cuts live connections of denied peers, and refuses new ones.
+async fn follow_denials(gossip: Gossip, identity: Identity, drain: Drain) {
+    let mut subscription = gossip.subscribe(&[Kind::DENIAL]);
+    let mut denied: BTreeMap<String, SpiffeId> = BTreeMap::new();
+    loop {
+        let entries = tokio::select! {
+            Some(entries) = subscription.next() => entries,
+            () = drain.forced() => return,
+            else => return,
+        };
+        for entry in entries {
+            let id = entry.decode::<Denial>().ok().and_then(|denial| SpiffeId::parse(&denial.spiffe_id).ok());
+            match (entry.deleted, id) {
+                (true, _) => drop(denied.remove(&*entry.key)),
+                (false, Some(id)) => {
+                    info!(%id, "denied: its connections are cut");
+                    denied.insert(entry.key.to_string(), id);
+                }
+                (false, None) => error!(key = %entry.key, "a denial that this version does not understand"),
+            }
+        }
+        identity.connections().set_denied(denied.values().cloned());
+    }
+}
+
+fn admin(
+    config: &NodeConfig,
+    metrics: Metrics,
+    identity: &Identity,
+    gossip: &Gossip,
+    roles: &roles::Roles,
+    drain: &Drain,
+) -> Admin {
+    let (own, draining) = (identity.clone(), drain.clone());
+    let mut admin = Admin::new(metrics)
+        .ready_check("node", move || match draining.is_draining() {
+            true => Err("the node is draining".to_owned()),
+            false => Ok(()),
+        })
+        .ready_check("certificate", move || match own.not_after_ms() > unix_ms() {
+            true => Ok(()),
+            false => Err("the node's certificate has expired".to_owned()),
+        });
+    for (name, check) in roles.ready_checks() {
+        admin = admin.ready_check(name, check);
+    }
+    let (config, own, gossip) = (config.clone(), identity.clone(), gossip.clone());
+    admin = admin.state("node", move || {
+        serde_json::json!({
+            "name": config.name,
+            "site": config.site,
+            "region": config.region,
+            "roles": config.roles,
+            "spiffe_id": own.own_id().to_string(),
+            "certificate_not_after_ms": own.not_after_ms(),
+            "mesh_connections": own.connections().len(),
+        })
+    });
+    let known = gossip.clone();
+    admin = admin.state("gossip", move || gossip_state(&known));
+    for (name, view) in roles.views() {
+        admin = admin.state(name, view);
+    }
+    admin
+}
+
+/// Who is alive and which records are known; not their bodies.
+fn gossip_state(gossip: &Gossip) -> serde_json::Value {
+    let members = gossip.members();
+    let members = members.borrow().clone();
+    let scopes: serde_json::Map<String, serde_json::Value> = gossip
+        .scopes()
+        .iter()
+        .map(|scope| {
+            let alive: Vec<&str> = members.alive(scope).iter().map(|member| member.name.as_str()).collect();
+            let (epoch, version) = gossip.desired_version(scope);
+            (scope.to_string(), serde_json::json!({"alive": alive, "desired": {"epoch": epoch, "version": version}}))
+        })
+        .collect();
+    let kinds = [
+        ("node", Kind::NODE),
+        ("region_node", Kind::REGION_NODE),
+        ("summary", Kind::SUMMARY),
+        ("instance", Kind::INSTANCE),
+        ("virtual_host", Kind::VIRTUAL_HOST),
+        ("cluster", Kind::CLUSTER),
+        ("certificate", Kind::CERTIFICATE),
+        ("denial", Kind::DENIAL),
+        ("placement", Kind::PLACEMENT),
+    ];
+    let records: serde_json::Map<String, serde_json::Value> = kinds
+        .into_iter()
+        .map(|(name, kind)| (name.to_owned(), gossip.entries(kind).len().into()))
+        .collect();
+    serde_json::json!({"address": gossip.local_addr().to_string(), "scopes": scopes, "records": records})
+}
+
+/// The channel that a node reaches control by, before its roles are bound.
+pub fn channel_to_control(config: &NodeConfig, identity: &Identity) -> tonic::transport::Channel {
+    node_plane::channel(config.join.control.clone(), identity)
+}
