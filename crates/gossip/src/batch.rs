@@ -53,6 +53,12 @@ impl From<RecordIdentity> for BatchSigner {
 }
 
 impl BatchSigner {
+    #[cfg(test)]
+    pub(crate) fn for_tests(key: RecordKey, certificate: Vec<u8>) -> Self {
+        let fingerprint = sha256(&[&certificate]);
+        Self { key, certificate: RecordCertificate { certificate, intermediates: Vec::new() }, fingerprint }
+    }
+
     /// What goes with the records.
     #[must_use]
     pub fn certificate(&self) -> &RecordCertificate {

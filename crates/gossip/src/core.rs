@@ -318,4 +318,4 @@ pub(crate) struct Kept {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,8 +53,6 @@ pub(crate) enum DialError {
     TimedOut,
     #[error("another node is there than was meant")]
     WrongPeer,
-    #[error("this node is being closed")]
-    Closed,
 }
 
 /// Why an exchange came to nothing.
@@ -78,10 +76,6 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn remote_address(&self) -> SocketAddr {
-        self.connection.remote_address()
-    }
-
     /// The scopes among these that the peer may see.
     fn permitted(&self, scopes: &[Scope]) -> Vec<Scope> {
         let admits = |scope: &&Scope| scope.admits(self.peer.roles, Some(&self.peer.region));

@@ -72,6 +72,7 @@ impl Store {
         self.logs.get(log)?.find(kind, key)
     }
 
+    #[cfg(test)]
     pub(crate) fn logs(&self) -> impl Iterator<Item = (&LogId, &Log)> {
         self.logs.iter()
     }
@@ -107,13 +108,6 @@ impl Store {
             deltas.push(delta);
         }
         (deltas, more)
-    }
-
-    /// What follows `after` in one log: sent unasked, when the other's watermark can be guessed.
-    pub(crate) fn tail(&self, id: &LogId, after: u64, budget: usize) -> Option<Delta> {
-        let log = self.logs.get(id)?;
-        let mark = Watermark { version: after, floor: u64::MAX, ..log.watermark() };
-        delta_of(id, log, Some(mark), budget).map(|(delta, _)| delta)
     }
 
     /// Takes what another store sent.
@@ -190,24 +184,6 @@ impl Store {
         log.advance(mark.version);
         if mark.resyncing {
             log.begin_resync(mark.epoch, 0);
-        }
-        self.show(&applied.changes);
-        applied
-    }
-
-    /// Forgets an owner altogether.
-    pub(crate) fn forget(&mut self, owner: &Owner) -> Applied {
-        let mut applied = Applied::default();
-        let ids: Vec<LogId> = self.logs.keys().filter(|id| id.owner == *owner).cloned().collect();
-        for log in ids.iter().filter_map(|id| self.logs.remove(id)) {
-            for record in log.records() {
-                let gone = Arc::new(record.entry.dropped());
-                if !record.entry.deleted {
-                    applied.changes.push(Arc::clone(&gone));
-                }
-                applied.dropped.push(gone);
-            }
-            applied.moved = true;
         }
         self.show(&applied.changes);
         applied
