@@ -24,3 +24,7 @@ pub use certificates::PUBLIC_CA_FILE;
 pub use config::{Config, PublicCa, Timing};
 pub use control::{BindError, Bound, Control, Handles};
 pub use local::{LocalError, issue_record_locally, renew_locally};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod testing;

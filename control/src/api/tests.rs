@@ -1,0 +1,203 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use crate::testing::{Platform, healthy, shop};
+use atoll_wire::record::{Exit, instance::State};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+async fn deploy(platform: &Platform, key: Option<&str>, body: Value) -> (u16, Value) {
+    platform.call(Method::PUT, "/v1/apps/shop", key, body).await
+}
+
+/// Reads a deploy's events to the end; gives the last one's name and data.
+async fn last_event(platform: &Platform, id: &str) -> (String, Value) {
+    let request = Request::get(format!("/v1/deploys/{id}/events"))
+        .header("authorization", format!("Bearer {}", platform.token))
+        .body(Full::default())
+        .unwrap();
+    let body = platform.send(request).await.into_body().collect();
+    let bytes = tokio::time::timeout(Duration::from_secs(10), body).await.unwrap().unwrap().to_bytes();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let event = text.trim_end().rsplit("\n\n").find(|event| event.contains("event:")).unwrap();
+    let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    (field("event:"), serde_json::from_str(&field("data:")).unwrap())
+}
+
+#[tokio::test]
+async fn nothing_without_a_token_but_the_description() {
+    let platform = Platform::start().await;
+    for header in [None, Some("Bearer wrong"), Some("Basic x"), Some("Bearer ")] {
+        let mut request = Request::get("/v1/apps");
+        if let Some(header) = header {
+            request = request.header("authorization", header);
+        }
+        let response = platform.send(request.body(Full::default()).unwrap()).await;
+        assert_eq!(response.status(), 401);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let problem: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((problem["code"].as_str(), problem["status"].as_u64()), (Some("unauthorized"), Some(401)));
+    }
+    let response = platform.send(Request::get("/v1/openapi.json").body(Full::default()).unwrap()).await;
+    let document: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert!(document["paths"]["/v1/apps/{app}"]["put"].is_object());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(platform.folder.path().join("admin-token")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn paths_methods_and_bodies_that_are_not_there() {
+    let platform = Platform::start().await;
+    assert_eq!(platform.get("/v1/nope").await.1["code"], "not-found");
+    assert_eq!(platform.call(Method::POST, "/v1/apps", None, Value::Null).await.1["code"], "method-not-allowed");
+    assert_eq!(platform.get("/v1/apps/shop").await.0, 404);
+    assert_eq!(deploy(&platform, None, json!("text")).await.0, 422);
+    let huge = json!({ "app": "x".repeat(3 << 20) });
+    assert_eq!(deploy(&platform, None, huge).await.0, 413);
+}
+
+#[tokio::test]
+async fn an_app_that_makes_no_sense_is_refused_before_anything_changes() {
+    let platform = Platform::start().await;
+    let mut bad = shop(&[("fra", 1), ("mars", 1)]);
+    bad["services"]["web"]["regions"]["fra"]["max"] = 0.into();
+    let (status, problem) = deploy(&platform, None, bad).await;
+    assert_eq!((status, problem["code"].as_str()), (422, Some("invalid-app")));
+    let text = problem.to_string();
+    assert!(text.contains("unknown region `mars`") && text.contains("min (1) is greater than max (0)"), "{text}");
+    let mut other = shop(&[("fra", 1)]);
+    other["app"] = "other".into();
+    assert_eq!(deploy(&platform, None, other).await.0, 422);
+    assert_eq!(platform.get("/v1/apps").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let platform = Platform::start().await;
+    let path = "/v1/apps/shop?dry_run=true";
+    let (status, plan) = platform.call(Method::PUT, path, None, shop(&[("fra", 1)])).await;
+    assert_eq!(status, 200);
+    let named: Vec<_> = plan["changes"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(named, ["shop", "web", "shop.localhost"]);
+    assert_eq!(platform.get("/v1/apps").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn a_repeated_request_gets_its_first_answer_and_a_second_deploy_is_refused() {
+    let platform = Platform::start().await;
+    let (status, first) = deploy(&platform, Some("k1"), shop(&[("fra", 1)])).await;
+    assert_eq!(status, 202, "{first}");
+    let (status, again) = deploy(&platform, Some("k1"), shop(&[("fra", 1)])).await;
+    assert_eq!((status, &again), (202, &first));
+    let (status, problem) = deploy(&platform, Some("k1"), shop(&[("fra", 2)])).await;
+    assert_eq!((status, problem["code"].as_str()), (422, Some("idempotency-key-reused")));
+    let (status, problem) = deploy(&platform, Some("k2"), shop(&[("fra", 1)])).await;
+    assert_eq!((status, problem["code"].as_str()), (409, Some("deploy-running")));
+    assert_eq!(problem["deploy"], first["deploy"]);
+    assert!(problem["detail"].as_str().unwrap().contains(first["deploy"].as_str().unwrap()));
+}
+
+#[tokio::test]
+async fn a_deploy_runs_to_its_end_and_a_delete_leaves_nothing() {
+    let platform = Platform::start().await;
+    platform.reconcile(healthy);
+    for number in 1..=2 {
+        let (_, accepted) = deploy(&platform, None, shop(&[("fra", 2), ("was", 1)])).await;
+        let (name, last) = last_event(&platform, accepted["deploy"].as_str().unwrap()).await;
+        assert_eq!((name.as_str(), last["state"].as_str()), ("done", Some("done")), "{last}");
+        assert_eq!(last["regions"]["fra"]["web"]["healthy"], 2);
+        assert_eq!(last["urls"], json!(["https://shop.localhost:8443"]));
+        let (_, status) = platform.get("/v1/status/shop").await;
+        assert_eq!(status["services"][0]["number"], number);
+        assert_eq!(status["deploy"]["state"], "done");
+    }
+    let (_, instances) = platform.get("/v1/instances?app=shop").await;
+    let running = instances.as_array().unwrap().iter().filter(|i| i["draining"] == false).count();
+    assert_eq!(running, 3, "{instances}");
+    let (status, removal) = platform.call(Method::DELETE, "/v1/apps/shop", None, Value::Null).await;
+    assert_eq!(status, 202);
+    assert_eq!(last_event(&platform, removal["deploy"].as_str().unwrap()).await.0, "done");
+    for list in ["apps", "services", "revisions", "instances", "domains"] {
+        assert_eq!(platform.get(&format!("/v1/{list}")).await.1, json!([]), "{list}");
+    }
+    assert!(platform.store.desired().is_empty());
+}
+
+#[tokio::test]
+async fn a_deploy_that_fails_says_why_and_the_old_revision_stays() {
+    let platform = Platform::start().await;
+    platform.reconcile(|placement| {
+        let mut facts = healthy(placement);
+        if placement.placed_ms > FIRST_DONE.load(std::sync::atomic::Ordering::SeqCst) {
+            facts.set_state(State::Exited);
+            facts.restarts = 1;
+            let output_tail = "cannot open the database\n".into();
+            facts.last_exit = Some(Exit { status: 3, output_tail, at_ms: 9, ..Exit::default() });
+        }
+        facts
+    });
+    let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
+    assert_eq!(last_event(&platform, accepted["deploy"].as_str().unwrap()).await.0, "done");
+    let good = accepted["revisions"]["web"].clone();
+    FIRST_DONE.store(atoll_process::clock::unix_ms(), std::sync::atomic::Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
+    let (name, last) = last_event(&platform, accepted["deploy"].as_str().unwrap()).await;
+    assert_eq!(name, "rolled-back");
+    let cause = &last["cause"];
+    assert_eq!((cause["exit_status"].as_i64(), cause["region"].as_str()), (Some(3), Some("fra")));
+    assert_eq!(cause["output"], json!(["cannot open the database"]));
+    let (_, services) = platform.get("/v1/services").await;
+    assert_eq!(services[0]["revision"], good);
+}
+
+/// Placements after this moment fail (in the test above).
+static FIRST_DONE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(u64::MAX);
+
+#[tokio::test]
+async fn a_join_token_is_shown_once() {
+    let platform = Platform::start().await;
+    let wish = json!({ "roles": ["edge"], "site": "fra1", "ttl_ms": 60_000 });
+    let (status, made) = platform.call(Method::POST, "/v1/tokens/join", Some("t1"), wish.clone()).await;
+    assert_eq!(status, 201, "{made}");
+    assert!(made["token"].as_str().unwrap().starts_with("atl1."));
+    let (_, again) = platform.call(Method::POST, "/v1/tokens/join", Some("t1"), wish).await;
+    assert_eq!(again, made);
+    let (_, list) = platform.get("/v1/tokens/join").await;
+    assert_eq!((list[0]["state"].as_str(), list[0]["region"].as_str()), (Some("valid"), Some("fra")));
+    assert!(!list.to_string().contains(made["token"].as_str().unwrap().split('.').nth(2).unwrap()));
+    let path = format!("/v1/tokens/join/{}", made["id"].as_str().unwrap());
+    assert_eq!(platform.call(Method::DELETE, &path, None, Value::Null).await.0, 200);
+    assert_eq!(platform.call(Method::DELETE, &path, None, Value::Null).await.0, 404);
+    let unknown = json!({ "roles": ["edge"], "site": "lon1" });
+    assert_eq!(platform.call(Method::POST, "/v1/tokens/join", None, unknown).await.0, 422);
+}
+
+#[tokio::test]
+async fn logs_come_from_the_host() {
+    let platform = Platform::start().await;
+    platform.reconcile(healthy);
+    let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
+    last_event(&platform, accepted["deploy"].as_str().unwrap()).await;
+    let (_, instances) = platform.get("/v1/instances").await;
+    let path = format!("/v1/instances/{}/logs?tail=5", instances[0]["id"].as_str().unwrap());
+    assert_eq!(platform.get(&path).await.1["code"], "host-unreachable");
+    let (line, mut asked) = platform.parts.attached.attach("fra1-host".parse().unwrap());
+    tokio::spawn(async move {
+        use atoll_wire::node::{LogChunk, NodeMessage, node_message::Answer};
+        let id = asked.recv().await.unwrap().unwrap().id;
+        for (text, last) in [("one\n", false), ("two\n", true)] {
+            let answer = Some(Answer::LogChunk(LogChunk { data: text.into() }));
+            line.deliver(NodeMessage { id, answer, last });
+        }
+        std::future::pending::<()>().await;
+    });
+    let request = Request::get(&path).header("authorization", format!("Bearer {}", platform.token));
+    let response = platform.send(request.body(Full::default()).unwrap()).await;
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one\ntwo\n");
+}
+

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 //! A platform in virtual time, for tests: hosts that start what they are told, in their own way.
 
 use super::memory::Memory;
