@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tracing::warn;
 
-/// The longest time between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The longest time between two looks. A program that begins to print as fast as memory takes it writes
+/// some 1 GB/s: until the next look the file is over its bound by 25 MB or so.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// The shortest, while a program prints fast.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
