@@ -42,11 +42,7 @@ impl std::str::FromStr for ClusterName {
         else {
             return Err(ClusterNameError::Parts);
         };
-        Ok(Self {
-            org: org.parse()?,
-            app: app.parse()?,
-            service: service.parse()?,
-        })
+        Ok(Self { org: org.parse()?, app: app.parse()?, service: service.parse()? })
     }
 }
 

@@ -71,14 +71,7 @@ pub struct CompiledApp {
 pub fn parse(text: &str, file_name: &str, base_dir: &Path) -> Result<Manifest, Vec<ManifestError>> {
     let mut problems = Problems::new(Source::new(text, file_name));
     if text.len() > MANIFEST_BYTES_MAX {
-        problems.add(
-            0..0,
-            "",
-            format!(
-                "the file has {} bytes; a manifest has at most 1 MiB",
-                text.len()
-            ),
-        );
+        problems.add(0..0, "", format!("the file has {} bytes; a manifest has at most 1 MiB", text.len()));
         return Err(problems.into_errors());
     }
     if let Some(at) = text.find('\0') {
@@ -104,20 +97,13 @@ pub fn parse(text: &str, file_name: &str, base_dir: &Path) -> Result<Manifest, V
     }
 }
 
-fn read_root(
-    root: &Section<'_, '_>,
-    base_dir: &Path,
-    problems: &mut Problems<'_>,
-) -> Option<Manifest> {
+fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_>) -> Option<Manifest> {
     root.check_keys(ROOT_KEYS, ROOT_LATER, problems);
     check_version(root, problems);
     let app = read_app(root, problems);
     let defaults = service::Defaults {
         working_dir: working_dir(base_dir, problems),
-        env: root
-            .table("env", problems)
-            .map(|env| service::read_env(&env, problems))
-            .unwrap_or_default(),
+        env: root.table("env", problems).map(|env| service::read_env(&env, problems)).unwrap_or_default(),
         regions: BTreeMap::new(),
     };
     let mut region_positions = BTreeMap::new();
@@ -125,10 +111,7 @@ fn read_root(
         Some(section) => read_regions(&section, 1, &mut region_positions, problems),
         None => BTreeMap::new(),
     };
-    let defaults = service::Defaults {
-        regions,
-        ..defaults
-    };
+    let defaults = service::Defaults { regions, ..defaults };
 
     let section = root.table("service", problems);
     if section.as_ref().is_none_or(|s| s.is_empty()) && root.is_absent_or_table("service") {
@@ -142,17 +125,12 @@ fn read_root(
     let mut run_positions = BTreeMap::new();
     if let Some(section) = section {
         if section.len() > SERVICES_MAX {
-            problems.add(
-                section.span(),
-                "service",
-                format!("an app has at most {SERVICES_MAX} services"),
-            );
+            problems.add(section.span(), "service", format!("an app has at most {SERVICES_MAX} services"));
             return None;
         }
         let siblings: Vec<&str> = section.keys().collect();
         for (key, at) in section.keys_with_spans() {
-            let Some(name) =
-                read_name::<ServiceName>(key, at.clone(), &section.path_of(key), problems)
+            let Some(name) = read_name::<ServiceName>(key, at.clone(), &section.path_of(key), problems)
             else {
                 continue;
             };
@@ -165,24 +143,12 @@ fn read_root(
             if let Some(run) = table.span_of("run") {
                 run_positions.insert(name.clone(), problems.position(run.start));
             }
-            if let Some(spec) = service::read(
-                &table,
-                &defaults,
-                &siblings,
-                &mut region_positions,
-                problems,
-            ) {
+            if let Some(spec) = service::read(&table, &defaults, &siblings, &mut region_positions, problems) {
                 services.insert(name, spec);
             }
         }
     }
-    Some(Manifest {
-        app: app?,
-        services,
-        file: problems.file().to_owned(),
-        region_positions,
-        run_positions,
-    })
+    Some(Manifest { app: app?, services, file: problems.file().to_owned(), region_positions, run_positions })
 }
 
 fn check_version(root: &Section<'_, '_>, problems: &mut Problems<'_>) {
@@ -197,10 +163,7 @@ fn check_version(root: &Section<'_, '_>, problems: &mut Problems<'_>) {
             DeValue::Integer(number) => problems.add(
                 value.span(),
                 "manifest",
-                format!(
-                    "this version of atoll reads manifests of version 1, not {}",
-                    number.as_str()
-                ),
+                format!("this version of atoll reads manifests of version 1, not {}", number.as_str()),
             ),
             other => problems.add(
                 value.span(),
@@ -213,11 +176,7 @@ fn check_version(root: &Section<'_, '_>, problems: &mut Problems<'_>) {
 
 fn read_app(root: &Section<'_, '_>, problems: &mut Problems<'_>) -> Option<AppName> {
     if root.get("app").is_none() {
-        problems.add(
-            0..0,
-            "app",
-            "`app` is missing: give the app a name, such as `app = \"shop\"`",
-        );
+        problems.add(0..0, "app", "`app` is missing: give the app a name, such as `app = \"shop\"`");
         return None;
     }
     let (text, at) = root.string("app", problems)?;
@@ -243,19 +202,11 @@ fn working_dir(base_dir: &Path, problems: &mut Problems<'_>) -> String {
     match base_dir.to_str() {
         Some(text) if base_dir.is_absolute() && !text.contains('\0') => text.to_owned(),
         Some(_) => {
-            problems.add(
-                0..0,
-                "",
-                "the manifest's folder must be given as an absolute path",
-            );
+            problems.add(0..0, "", "the manifest's folder must be given as an absolute path");
             String::new()
         }
         None => {
-            problems.add(
-                0..0,
-                "",
-                "the path of the manifest's folder is not valid UTF-8; move it",
-            );
+            problems.add(0..0, "", "the path of the manifest's folder is not valid UTF-8; move it");
             String::new()
         }
     }
@@ -271,11 +222,7 @@ fn read_regions(
 ) -> BTreeMap<RegionName, Scale> {
     let mut regions = BTreeMap::new();
     if section.len() > REGIONS_MAX {
-        problems.add(
-            section.span(),
-            section.path(),
-            format!("an app names at most {REGIONS_MAX} regions"),
-        );
+        problems.add(section.span(), section.path(), format!("an app names at most {REGIONS_MAX} regions"));
         return regions;
     }
     for (key, at) in section.keys_with_spans() {
@@ -283,9 +230,7 @@ fn read_regions(
         let Some(name) = read_name::<RegionName>(key, at.clone(), &path, problems) else {
             continue;
         };
-        positions
-            .entry(name.clone())
-            .or_insert_with(|| (path, problems.position(at.start)));
+        positions.entry(name.clone()).or_insert_with(|| (path, problems.position(at.start)));
         let Some(table) = section.table(key, problems) else {
             continue;
         };
@@ -312,11 +257,7 @@ fn read_scale(table: &Section<'_, '_>, least: u32, problems: &mut Problems<'_>) 
         None => (min, min_at.clone()),
     };
     if min > max {
-        problems.add(
-            min_at,
-            &table.path_of("min"),
-            format!("`min` ({min}) is more than `max` ({max})"),
-        );
+        problems.add(min_at, &table.path_of("min"), format!("`min` ({min}) is more than `max` ({max})"));
         return None;
     }
     if max < least {
@@ -366,43 +307,26 @@ impl Manifest {
     /// What the API takes.
     #[must_use]
     pub fn compile(&self) -> CompiledApp {
-        CompiledApp {
-            app: self.app.clone(),
-            services: self.services.clone(),
-        }
+        CompiledApp { app: self.app.clone(), services: self.services.clone() }
     }
 
     /// The regions that any service runs in.
     pub fn regions(&self) -> impl Iterator<Item = &RegionName> {
         let mut seen = std::collections::BTreeSet::new();
-        self.services
-            .values()
-            .flat_map(|spec| spec.regions.keys())
-            .filter(move |name| seen.insert(*name))
+        self.services.values().flat_map(|spec| spec.regions.keys()).filter(move |name| seen.insert(*name))
     }
 
     /// Where the file first names a region.
     #[must_use]
     pub fn span_of_region(&self, region: &RegionName) -> Option<Position> {
-        self.region_positions
-            .get(region)
-            .map(|(_, position)| *position)
+        self.region_positions.get(region).map(|(_, position)| *position)
     }
 
     /// An error about a region, at the place where the file first names it.
     #[must_use]
     pub fn region_error(&self, region: &RegionName, what: impl Into<String>) -> ManifestError {
-        let (key, position) = self
-            .region_positions
-            .get(region)
-            .cloned()
-            .unwrap_or_default();
-        ManifestError {
-            file: self.file.clone(),
-            position,
-            key,
-            what: what.into(),
-        }
+        let (key, position) = self.region_positions.get(region).cloned().unwrap_or_default();
+        ManifestError { file: self.file.clone(), position, key, what: what.into() }
     }
 
     /// An error about a service's program, at its `run`.
@@ -423,12 +347,8 @@ impl CompiledApp {
     /// for `web` or for the only public service, `<service>--<app>` for the others.
     #[must_use]
     pub fn host_labels(&self) -> BTreeMap<ServiceName, String> {
-        let public: Vec<&ServiceName> = self
-            .services
-            .iter()
-            .filter(|(_, spec)| spec.public)
-            .map(|(name, _)| name)
-            .collect();
+        let public: Vec<&ServiceName> =
+            self.services.iter().filter(|(_, spec)| spec.public).map(|(name, _)| name).collect();
         let label = |name: &ServiceName| {
             if name.as_str() == "web" || public.len() == 1 {
                 self.app.to_string()
@@ -436,10 +356,7 @@ impl CompiledApp {
                 joined_label(&self.app, name)
             }
         };
-        public
-            .iter()
-            .map(|name| ((*name).clone(), label(name)))
-            .collect()
+        public.iter().map(|name| ((*name).clone(), label(name))).collect()
     }
 }
 

@@ -25,13 +25,9 @@ fn check(text: &str) -> Result<(), NameError> {
         return Err(NameError::Empty);
     }
     if text.len() > NAME_BYTES_MAX {
-        return Err(NameError::TooLong(
-            text.chars().take(NAME_BYTES_MAX).collect(),
-        ));
+        return Err(NameError::TooLong(text.chars().take(NAME_BYTES_MAX).collect()));
     }
-    let ok_chars = text
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let ok_chars = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     let starts = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
     if !ok_chars || !starts || text.ends_with('-') || text.contains("--") {
         return Err(NameError::Shape(text.escape_debug().to_string()));
@@ -128,19 +124,7 @@ mod tests {
 
     #[test]
     fn bad_names_are_refused() {
-        for text in [
-            "",
-            "A",
-            "1a",
-            "-a",
-            "a-",
-            "a--b",
-            "a_b",
-            "a.b",
-            "ä",
-            "a\u{0}",
-            &"a".repeat(41),
-        ] {
+        for text in ["", "A", "1a", "-a", "a-", "a--b", "a_b", "a.b", "ä", "a\u{0}", &"a".repeat(41)] {
             assert!(AppName::new(text).is_err(), "{text}");
         }
     }

@@ -27,9 +27,7 @@ impl Hop {
     /// The hop with that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Edge, Self::Gateway, Self::Sidecar]
-            .into_iter()
-            .find(|hop| hop.as_str() == name)
+        [Self::Edge, Self::Gateway, Self::Sidecar].into_iter().find(|hop| hop.as_str() == name)
     }
 }
 
@@ -137,10 +135,7 @@ impl Reason {
     /// The reason with that code.
     #[must_use]
     pub fn from_code(code: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|reason| reason.code() == code)
+        Self::ALL.iter().copied().find(|reason| reason.code() == code)
     }
 
     /// Whether the request certainly did not reach an instance, so that it may be sent again
@@ -161,11 +156,7 @@ impl Reason {
     /// Whether another instance or region may do better, given that it may be asked at all.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        self.is_unsent()
-            || matches!(
-                self,
-                Self::TunnelLost | Self::SidecarReset | Self::InstanceReset
-            )
+        self.is_unsent() || matches!(self, Self::TunnelLost | Self::SidecarReset | Self::InstanceReset)
     }
 }
 

@@ -3,13 +3,8 @@
 /// The longest duration that is read, ms: 365 days.
 pub const DURATION_MS_MAX: u64 = 365 * 24 * 3_600_000;
 
-const UNITS: [(&str, u64); 5] = [
-    ("ms", 1),
-    ("s", 1_000),
-    ("m", 60_000),
-    ("h", 3_600_000),
-    ("d", 24 * 3_600_000),
-];
+const UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 24 * 3_600_000)];
 
 /// Why a text is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,9 +29,7 @@ pub enum DurationError {
 /// When the text is not a decimal number (no sign, no exponent) followed by a unit.
 pub fn parse_duration_ms(text: &str) -> Result<u64, DurationError> {
     let shown = || text.escape_debug().take(40).collect::<String>();
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -84,25 +77,11 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused() {
-        assert!(matches!(
-            parse_duration_ms("5"),
-            Err(DurationError::NoUnit(_))
-        ));
-        assert!(matches!(
-            parse_duration_ms("5x"),
-            Err(DurationError::Unit(_))
-        ));
-        assert!(matches!(
-            parse_duration_ms("400d"),
-            Err(DurationError::TooLong(_))
-        ));
-        assert!(matches!(
-            parse_duration_ms("99999999999999999999h"),
-            Err(DurationError::TooLong(_))
-        ));
-        for text in [
-            "", "s", "-1s", "1.s", ".5s", "1.2.3s", "1e3s", "NaNs", "1 s", "1s ", "٣s",
-        ] {
+        assert!(matches!(parse_duration_ms("5"), Err(DurationError::NoUnit(_))));
+        assert!(matches!(parse_duration_ms("5x"), Err(DurationError::Unit(_))));
+        assert!(matches!(parse_duration_ms("400d"), Err(DurationError::TooLong(_))));
+        assert!(matches!(parse_duration_ms("99999999999999999999h"), Err(DurationError::TooLong(_))));
+        for text in ["", "s", "-1s", "1.s", ".5s", "1.2.3s", "1e3s", "NaNs", "1 s", "1s ", "٣s"] {
             assert!(parse_duration_ms(text).is_err(), "{text}");
         }
     }

@@ -49,24 +49,13 @@ pub(super) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub(super) fn new(text: &'a str, file: &str) -> Self {
-        let newlines = text
-            .bytes()
-            .enumerate()
-            .filter(|(_, byte)| *byte == b'\n')
-            .map(|(at, _)| at + 1);
-        Self {
-            text,
-            file: file.to_owned(),
-            line_starts: std::iter::once(0).chain(newlines).collect(),
-        }
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { text, file: file.to_owned(), line_starts: std::iter::once(0).chain(newlines).collect() }
     }
 
     fn position(&self, offset: usize) -> Position {
         let offset = offset.min(self.text.len());
-        let line = self
-            .line_starts
-            .partition_point(|start| *start <= offset)
-            .max(1);
+        let line = self.line_starts.partition_point(|start| *start <= offset).max(1);
         let start = self.line_starts[line - 1];
         let before = self.text.as_bytes()[start..offset].iter();
         // Bytes that continue a character don't count.
@@ -84,10 +73,7 @@ pub(super) struct Problems<'a> {
 
 impl<'a> Problems<'a> {
     pub(super) fn new(source: Source<'a>) -> Self {
-        Self {
-            source,
-            errors: Vec::new(),
-        }
+        Self { source, errors: Vec::new() }
     }
 
     pub(super) fn add(&mut self, at: Range<usize>, key: &str, what: impl Into<String>) {

@@ -10,9 +10,7 @@ pub enum VariableError {
     #[error("`${{` is not closed with `}}`")]
     Open,
     /// Between the braces is no name.
-    #[error(
-        "`${{{0}}}` holds no name; a name is letters, digits and `_`, and starts with no digit"
-    )]
+    #[error("`${{{0}}}` holds no name; a name is letters, digits and `_`, and starts with no digit")]
     Name(String),
 }
 
@@ -36,9 +34,7 @@ pub fn variables_of(text: &str) -> Result<Vec<&str>, VariableError> {
             names.push(name);
             rest = &after[end + 1..];
         } else {
-            let end = rest
-                .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                .unwrap_or(rest.len());
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
             if !is_variable(&rest[..end]) {
                 return Err(VariableError::Lone);
             }
@@ -51,10 +47,7 @@ pub fn variables_of(text: &str) -> Result<Vec<&str>, VariableError> {
 
 /// Whether `name` can name an environment variable.
 pub(super) fn is_variable(name: &str) -> bool {
-    let starts = name
-        .bytes()
-        .next()
-        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    let starts = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     starts && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 

@@ -43,11 +43,7 @@ fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'
 
 impl<'a, 'i> Section<'a, 'i> {
     pub(super) fn root(table: &'a DeTable<'i>) -> Self {
-        Self {
-            table,
-            path: String::new(),
-            span: 0..0,
-        }
+        Self { table, path: String::new(), span: 0..0 }
     }
 
     pub(super) fn path(&self) -> &str {
@@ -56,11 +52,7 @@ impl<'a, 'i> Section<'a, 'i> {
 
     pub(super) fn path_of(&self, key: &str) -> String {
         let shown: String = key.escape_debug().take(60).collect();
-        if self.path.is_empty() {
-            shown
-        } else {
-            format!("{}.{shown}", self.path)
-        }
+        if self.path.is_empty() { shown } else { format!("{}.{shown}", self.path) }
     }
 
     pub(super) fn span(&self) -> Range<usize> {
@@ -69,12 +61,7 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// After the last value, for what is missing from the whole.
     pub(super) fn end(&self) -> Range<usize> {
-        let end = self
-            .table
-            .values()
-            .map(|value| value.span().end)
-            .max()
-            .unwrap_or(0);
+        let end = self.table.values().map(|value| value.span().end).max().unwrap_or(0);
         end..end
     }
 
@@ -91,9 +78,7 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 
     pub(super) fn keys_with_spans(&self) -> impl Iterator<Item = (&'a str, Range<usize>)> {
-        self.table
-            .keys()
-            .map(|key| (key.get_ref().as_ref(), key.span()))
+        self.table.keys().map(|key| (key.get_ref().as_ref(), key.span()))
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&'a Spanned<DeValue<'i>>> {
@@ -110,18 +95,10 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// Reports every key that is not in `known`; those in `later` as not supported yet.
     pub(super) fn check_keys(&self, known: &[&str], later: &[&str], problems: &mut Problems<'_>) {
-        for (key, at) in self
-            .keys_with_spans()
-            .filter(|(key, _)| !known.contains(key))
-            .take(PROBLEMS_MAX)
-        {
+        for (key, at) in self.keys_with_spans().filter(|(key, _)| !known.contains(key)).take(PROBLEMS_MAX) {
             let path = self.path_of(key);
             if later.contains(&key) {
-                problems.add(
-                    at,
-                    &path,
-                    format!("`{key}` is not supported yet by this version of atoll"),
-                );
+                problems.add(at, &path, format!("`{key}` is not supported yet by this version of atoll"));
                 continue;
             }
             let shown: String = key.escape_debug().take(60).collect();
@@ -138,11 +115,7 @@ impl<'a, 'i> Section<'a, 'i> {
         match value.get_ref() {
             DeValue::Table(table) => {
                 let span = self.span_of(key).unwrap_or_else(|| value.span());
-                Some(Self {
-                    table,
-                    path: self.path_of(key),
-                    span,
-                })
+                Some(Self { table, path: self.path_of(key), span })
             }
             other => {
                 self.wrong_type(key, value.span(), "a table", other, problems);
@@ -164,11 +137,9 @@ impl<'a, 'i> Section<'a, 'i> {
         let mut tables = Vec::new();
         for item in items.iter() {
             match item.get_ref() {
-                DeValue::Table(table) => tables.push(Self {
-                    table,
-                    path: self.path_of(key),
-                    span: item.span(),
-                }),
+                DeValue::Table(table) => {
+                    tables.push(Self { table, path: self.path_of(key), span: item.span() })
+                }
                 other => self.wrong_type(key, item.span(), &expected, other, problems),
             }
         }
@@ -176,14 +147,9 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 
     /// A string without NUL.
-    pub(super) fn string(
-        &self,
-        key: &str,
-        problems: &mut Problems<'_>,
-    ) -> Option<(String, Range<usize>)> {
+    pub(super) fn string(&self, key: &str, problems: &mut Problems<'_>) -> Option<(String, Range<usize>)> {
         let value = self.get(key)?;
-        self.text_of(key, value, problems)
-            .map(|text| (text, value.span()))
+        self.text_of(key, value, problems).map(|text| (text, value.span()))
     }
 
     pub(super) fn text_of(
@@ -197,19 +163,11 @@ impl<'a, 'i> Section<'a, 'i> {
             return None;
         };
         if text.contains('\0') {
-            problems.add(
-                value.span(),
-                &self.path_of(key),
-                "a string can't hold a NUL character",
-            );
+            problems.add(value.span(), &self.path_of(key), "a string can't hold a NUL character");
             return None;
         }
         if text.len() > STRING_BYTES_MAX {
-            problems.add(
-                value.span(),
-                &self.path_of(key),
-                "a string has at most 32 KiB",
-            );
+            problems.add(value.span(), &self.path_of(key), "a string has at most 32 KiB");
             return None;
         }
         Some(text.to_string())
@@ -219,13 +177,7 @@ impl<'a, 'i> Section<'a, 'i> {
         let value = self.get(key)?;
         let found = value.get_ref().as_bool();
         if found.is_none() {
-            self.wrong_type(
-                key,
-                value.span(),
-                "true or false",
-                value.get_ref(),
-                problems,
-            );
+            self.wrong_type(key, value.span(), "true or false", value.get_ref(), problems);
         }
         found
     }
@@ -240,21 +192,14 @@ impl<'a, 'i> Section<'a, 'i> {
     ) -> Option<(u32, Range<usize>)> {
         let value = self.get(key)?;
         let DeValue::Integer(number) = value.get_ref() else {
-            self.wrong_type(
-                key,
-                value.span(),
-                "a whole number",
-                value.get_ref(),
-                problems,
-            );
+            self.wrong_type(key, value.span(), "a whole number", value.get_ref(), problems);
             return None;
         };
         match u32::from_str_radix(number.as_str(), number.radix()) {
             Ok(found) if (least..=most).contains(&found) => Some((found, value.span())),
             _ => {
-                let what = format!(
-                    "{number} is out of bounds: expected a whole number from {least} to {most}"
-                );
+                let what =
+                    format!("{number} is out of bounds: expected a whole number from {least} to {most}");
                 problems.add(value.span(), &self.path_of(key), what);
                 None
             }
@@ -274,8 +219,7 @@ impl<'a, 'i> Section<'a, 'i> {
             return Some(default);
         };
         if let DeValue::Integer(_) | DeValue::Float(_) = value.get_ref() {
-            let what =
-                "a duration is a string with a unit, such as \"5s\"; a bare number says no unit";
+            let what = "a duration is a string with a unit, such as \"5s\"; a bare number says no unit";
             problems.add(value.span(), &self.path_of(key), what);
             return None;
         }
@@ -306,25 +250,14 @@ impl<'a, 'i> Section<'a, 'i> {
         found: &DeValue<'_>,
         problems: &mut Problems<'_>,
     ) {
-        problems.add(
-            at,
-            &self.path_of(key),
-            format!("expected {expected}, found {}", describe(found)),
-        );
+        problems.add(at, &self.path_of(key), format!("expected {expected}, found {}", describe(found)));
     }
 }
 
 fn shown_ms(ms: u64) -> String {
-    if ms >= 1_000 && ms.is_multiple_of(1_000) {
-        format!("{}s", ms / 1_000)
-    } else {
-        format!("{ms}ms")
-    }
+    if ms >= 1_000 && ms.is_multiple_of(1_000) { format!("{}s", ms / 1_000) } else { format!("{ms}ms") }
 }
 
 fn list(keys: &[&str]) -> String {
-    keys.iter()
-        .map(|key| format!("`{key}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
 }

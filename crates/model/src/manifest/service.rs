@@ -8,9 +8,7 @@ use crate::spec::{Check, CheckKind, Protocol, Scale, ServiceSpec};
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
-const KEYS: &[&str] = &[
-    "run", "public", "labels", "env", "regions", "drain", "check", "protocol",
-];
+const KEYS: &[&str] = &["run", "public", "labels", "env", "regions", "drain", "check", "protocol"];
 const LATER: &[&str] = &[
     "image",
     "endpoints",
@@ -31,15 +29,8 @@ const CHECK_KEYS: &[&str] = &["kind", "path", "every", "timeout", "grace", "up",
 const CHECK_LATER: &[&str] = &["gates"];
 
 /// What each instance finds in its environment without asking.
-const GIVEN: &[&str] = &[
-    "PORT",
-    "ATOLL_APP",
-    "ATOLL_SERVICE",
-    "ATOLL_REGION",
-    "ATOLL_SITE",
-    "ATOLL_INSTANCE",
-    "ATOLL_REVISION",
-];
+const GIVEN: &[&str] =
+    &["PORT", "ATOLL_APP", "ATOLL_SERVICE", "ATOLL_REGION", "ATOLL_SITE", "ATOLL_INSTANCE", "ATOLL_REVISION"];
 
 const ARGUMENTS_MAX: usize = 256;
 const ENV_MAX: usize = 256;
@@ -65,11 +56,7 @@ pub(super) fn read(
     problems: &mut Problems<'_>,
 ) -> Option<ServiceSpec> {
     refuse_port(table, problems);
-    let later_or_known: Vec<&str> = KEYS
-        .iter()
-        .copied()
-        .chain(std::iter::once("port"))
-        .collect();
+    let later_or_known: Vec<&str> = KEYS.iter().copied().chain(std::iter::once("port")).collect();
     table.check_keys(&later_or_known, LATER, problems);
     let mut env = defaults.env.clone();
     if let Some(section) = table.table("env", problems) {
@@ -81,9 +68,7 @@ pub(super) fn read(
         Some(_) => table.boolean("public", problems),
         None => Some(false),
     };
-    let labels = table
-        .table("labels", problems)
-        .map(|section| read_labels(&section, problems));
+    let labels = table.table("labels", problems).map(|section| read_labels(&section, problems));
     let drain_ms = table.duration_ms("drain", DRAIN_DEFAULT_MS, 0, HOUR_MS, problems);
     let protocol = read_protocol(table, problems);
     let checks = read_checks(table, problems);
@@ -118,10 +103,7 @@ fn read_protocol(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Option
         "http2" | "grpc" | "tcp" | "udp" => {
             format!("protocol \"{text}\" is not supported yet; only \"http\" is")
         }
-        _ => format!(
-            "\"{}\" is no protocol; use \"http\"",
-            text.escape_debug().take(40).collect::<String>()
-        ),
+        _ => format!("\"{}\" is no protocol; use \"http\"", text.escape_debug().take(40).collect::<String>()),
     };
     problems.add(at, &table.path_of("protocol"), what);
     None
@@ -178,15 +160,11 @@ fn wrong_variable(text: &str, env: &BTreeMap<String, String>, siblings: &[&str])
         Err(error) => return Some(error.to_string()),
     };
     let url_of = |name: &str| {
-        name.strip_suffix("_URL").is_some_and(|prefix| {
-            siblings
-                .iter()
-                .any(|s| s.to_uppercase().replace('-', "_") == prefix)
-        })
+        name.strip_suffix("_URL")
+            .is_some_and(|prefix| siblings.iter().any(|s| s.to_uppercase().replace('-', "_") == prefix))
     };
-    let unknown = names
-        .into_iter()
-        .find(|name| !GIVEN.contains(name) && !env.contains_key(*name) && !url_of(name))?;
+    let unknown =
+        names.into_iter().find(|name| !GIVEN.contains(name) && !env.contains_key(*name) && !url_of(name))?;
     let near = GIVEN
         .iter()
         .copied()
@@ -196,9 +174,9 @@ fn wrong_variable(text: &str, env: &BTreeMap<String, String>, siblings: &[&str])
         .min_by_key(|(distance, _)| *distance);
     Some(match near {
         Some((_, near)) => format!("nothing sets `${unknown}`; did you mean `${near}`?"),
-        None => format!(
-            "nothing sets `${unknown}`; set it under `[env]`, or write `$$` for a `$` of your own"
-        ),
+        None => {
+            format!("nothing sets `${unknown}`; set it under `[env]`, or write `$$` for a `$` of your own")
+        }
     })
 }
 
@@ -229,17 +207,10 @@ fn read_regions(
 }
 
 /// Reads `[env]` of the app or of a service.
-pub(super) fn read_env(
-    section: &Section<'_, '_>,
-    problems: &mut Problems<'_>,
-) -> BTreeMap<String, String> {
+pub(super) fn read_env(section: &Section<'_, '_>, problems: &mut Problems<'_>) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     if section.len() > ENV_MAX {
-        problems.add(
-            section.span(),
-            section.path(),
-            format!("at most {ENV_MAX} variables"),
-        );
+        problems.add(section.span(), section.path(), format!("at most {ENV_MAX} variables"));
         return env;
     }
     for (key, at) in section.keys_with_spans() {
@@ -253,25 +224,14 @@ pub(super) fn read_env(
             continue;
         }
         if key == "PORT" || key.starts_with("ATOLL_") {
-            problems.add(
-                at,
-                &path,
-                format!("`{key}` is set by the platform for each instance"),
-            );
+            problems.add(at, &path, format!("`{key}` is set by the platform for each instance"));
             continue;
         }
         let secret = section.get(key).filter(|value| {
-            value
-                .get_ref()
-                .as_table()
-                .is_some_and(|t| t.keys().any(|k| k.get_ref() == "secret"))
+            value.get_ref().as_table().is_some_and(|t| t.keys().any(|k| k.get_ref() == "secret"))
         });
         if let Some(value) = secret {
-            problems.add(
-                value.span(),
-                &path,
-                "`secret` is not supported yet by this version of atoll",
-            );
+            problems.add(value.span(), &path, "`secret` is not supported yet by this version of atoll");
             continue;
         }
         if let Some((text, _)) = section.string(key, problems) {
@@ -284,18 +244,12 @@ pub(super) fn read_env(
 fn read_labels(section: &Section<'_, '_>, problems: &mut Problems<'_>) -> BTreeMap<String, String> {
     let mut labels = BTreeMap::new();
     if section.len() > LABELS_MAX {
-        problems.add(
-            section.span(),
-            section.path(),
-            format!("a service has at most {LABELS_MAX} labels"),
-        );
+        problems.add(section.span(), section.path(), format!("a service has at most {LABELS_MAX} labels"));
         return labels;
     }
     let well_formed = |text: &str| {
         (1..=63).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
     };
     for (key, at) in section.keys_with_spans() {
         let Some((value, value_at)) = section.string(key, problems) else {
@@ -328,10 +282,7 @@ fn read_checks(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<Chec
         );
         return Vec::new();
     }
-    tables
-        .iter()
-        .filter_map(|check| read_check(check, problems))
-        .collect()
+    tables.iter().filter_map(|check| read_check(check, problems)).collect()
 }
 
 fn read_check(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Check> {
@@ -371,11 +322,7 @@ fn read_check_kind(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         "http" => read_check_path(table, problems).map(|path| CheckKind::Http { path }),
         "tcp" => {
             if let Some(at) = table.span_of("path") {
-                problems.add(
-                    at,
-                    &table.path_of("path"),
-                    "`path` has no meaning for a check of kind \"tcp\"",
-                );
+                problems.add(at, &table.path_of("path"), "`path` has no meaning for a check of kind \"tcp\"");
             }
             Some(CheckKind::Tcp)
         }
@@ -389,11 +336,7 @@ fn read_check_kind(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         }
         other => {
             let shown: String = other.escape_debug().take(40).collect();
-            problems.add(
-                at,
-                &key,
-                format!("\"{shown}\" is no kind of check; use \"http\" or \"tcp\""),
-            );
+            problems.add(at, &key, format!("\"{shown}\" is no kind of check; use \"http\" or \"tcp\""));
             None
         }
     }
@@ -411,7 +354,8 @@ fn read_check_path(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
     let (path, at) = table.string("path", problems)?;
     let clean = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     if !path.starts_with('/') || !clean || path.len() > 1024 {
-        let what = "a path starts with `/` and holds at most 1024 printable ASCII characters, no spaces and no `#`";
+        let what =
+            "a path starts with `/` and holds at most 1024 printable ASCII characters, no spaces and no `#`";
         problems.add(at, &table.path_of("path"), what);
         return None;
     }

@@ -39,25 +39,16 @@ fn the_least_manifest_gets_its_defaults() {
     assert_eq!(web.regions["fra"], Scale { min: 2, max: 6 });
     assert_eq!(web.regions["was"], Scale { min: 1, max: 1 });
     let check = &web.checks[0];
-    assert_eq!(
-        (check.every_ms, check.timeout_ms, check.grace_ms),
-        (1_000, 2_000, 10_000)
-    );
+    assert_eq!((check.every_ms, check.timeout_ms, check.grace_ms), (1_000, 2_000, 10_000));
     assert_eq!((check.up, check.down), (1, 3));
     let fra = RegionName::new("fra").unwrap();
-    assert_eq!(
-        manifest.span_of_region(&fra),
-        Some(Position { line: 5, column: 1 })
-    );
+    assert_eq!(manifest.span_of_region(&fra), Some(Position { line: 5, column: 1 }));
     assert_eq!(
         manifest.region_error(&fra, "no such region").to_string(),
         "atoll.toml:5:1: regions.fra: no such region"
     );
     let web = ServiceName::new("web").unwrap();
-    assert_eq!(
-        manifest.run_error(&web, "gone").to_string(),
-        "atoll.toml:9:1: service.web.run: gone"
-    );
+    assert_eq!(manifest.run_error(&web, "gone").to_string(), "atoll.toml:9:1: service.web.run: gone");
 }
 
 #[test]
@@ -98,17 +89,13 @@ run = ["./api", "$WEB_URL"]
 #[test]
 fn host_labels_follow_the_rule() {
     let with = |services: &str| {
-        let text = format!(
-            "manifest = 1\napp = \"shop\"\nregions = {{ fra = {{ min = 1 }} }}\n{services}"
-        );
+        let text = format!("manifest = 1\napp = \"shop\"\nregions = {{ fra = {{ min = 1 }} }}\n{services}");
         read(&text).unwrap().compile().host_labels()
     };
-    let only =
-        with("[service.front]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\"]\n");
+    let only = with("[service.front]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\"]\n");
     assert_eq!(only.values().collect::<Vec<_>>(), ["shop"]);
-    let two = with(
-        "[service.web]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\"]\npublic = true\n",
-    );
+    let two =
+        with("[service.web]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\"]\npublic = true\n");
     assert_eq!(two["web"], "shop");
     assert_eq!(two["api"], "api--shop");
 }
@@ -121,11 +108,7 @@ const WRONG: &[(&str, &str, &str)] = &[
         "atoll.toml:10:1: service.web.publc: unknown key `publc`; did you mean `public`?",
     ),
     ("app = ", "aap = ", "atoll.toml:1:1: app: `app` is missing"),
-    (
-        "manifest = 1\n",
-        "\n",
-        "atoll.toml:1:1: manifest: `manifest = 1` is missing",
-    ),
+    ("manifest = 1\n", "\n", "atoll.toml:1:1: manifest: `manifest = 1` is missing"),
     (
         "manifest = 1",
         "manifest = 2",
@@ -136,31 +119,15 @@ const WRONG: &[(&str, &str, &str)] = &[
         "manifest = \"1\"",
         "atoll.toml:1:12: manifest: expected the number 1, found the string \"1\"",
     ),
-    (
-        "\"shop\"",
-        "\"Shop\"",
-        "atoll.toml:2:7: app: `Shop` must start with a letter",
-    ),
-    (
-        "\"shop\"",
-        "\"my--shop\"",
-        "atoll.toml:2:7: app: `my--shop` must start",
-    ),
-    (
-        "\"shop\"",
-        "7",
-        "atoll.toml:2:7: app: expected a string, found the number 7",
-    ),
+    ("\"shop\"", "\"Shop\"", "atoll.toml:2:7: app: `Shop` must start with a letter"),
+    ("\"shop\"", "\"my--shop\"", "atoll.toml:2:7: app: `my--shop` must start"),
+    ("\"shop\"", "7", "atoll.toml:2:7: app: expected a string, found the number 7"),
     (
         "min = 2, max = 6",
         "min = 7, max = 6",
         "atoll.toml:5:15: regions.fra.min: `min` (7) is more than `max` (6)",
     ),
-    (
-        "min = 2, max = 6",
-        "min = -2",
-        "atoll.toml:5:15: regions.fra.min: -2 is out of bounds",
-    ),
+    ("min = 2, max = 6", "min = -2", "atoll.toml:5:15: regions.fra.min: -2 is out of bounds"),
     (
         "min = 2, max = 6",
         "min = nan",
@@ -171,16 +138,8 @@ const WRONG: &[(&str, &str, &str)] = &[
         "min = 0, max = 6",
         "atoll.toml:5:15: regions.fra.min: `min = 0` (a service that sleeps) is not supported yet",
     ),
-    (
-        "min = 2, max = 6",
-        "min = 1, max = 1001",
-        "atoll.toml:5:24: regions.fra.max: 1001 is out of bounds",
-    ),
-    (
-        "min = 2, max = 6",
-        "max = 6",
-        "atoll.toml:5:1: regions.fra: `min` is missing",
-    ),
+    ("min = 2, max = 6", "min = 1, max = 1001", "atoll.toml:5:24: regions.fra.max: 1001 is out of bounds"),
+    ("min = 2, max = 6", "max = 6", "atoll.toml:5:1: regions.fra: `min` is missing"),
     (
         "min = 2, max = 6",
         "min = 2, mx = 6",
@@ -191,81 +150,25 @@ const WRONG: &[(&str, &str, &str)] = &[
         "fra = 2",
         "atoll.toml:5:7: regions.fra: expected a table, found the number 2",
     ),
-    (
-        "fra =",
-        "FRA =",
-        "atoll.toml:5:1: regions.FRA: `FRA` must start with a letter",
-    ),
+    ("fra =", "FRA =", "atoll.toml:5:1: regions.FRA: `FRA` must start with a letter"),
     (
         "fra = { min = 2, max = 6 }\nwas = { min = 1 }",
         "",
         "atoll.toml:7:10: service.web: no region says where this runs",
     ),
-    (
-        "[service.web]",
-        "[service.web--2]",
-        "atoll.toml:8:10: service.web--2: `web--2` must start",
-    ),
-    (
-        "run    = ",
-        "run    = [] #",
-        "atoll.toml:9:10: service.web.run: `run` is empty",
-    ),
-    (
-        "run    = ",
-        "run    = \"./web\" #",
-        "atoll.toml:9:10: service.web.run: `run` is a list",
-    ),
-    (
-        "run    = ",
-        "rum    = ",
-        "atoll.toml:8:10: service.web.run: `run` is missing",
-    ),
-    (
-        "$PORT",
-        "$PROT",
-        "atoll.toml:9:32: service.web.run: nothing sets `$PROT`; did you mean `$PORT`?",
-    ),
-    (
-        "$PORT",
-        "$HOME",
-        "atoll.toml:9:32: service.web.run: nothing sets `$HOME`",
-    ),
-    (
-        "$PORT",
-        "${PORT",
-        "atoll.toml:9:32: service.web.run: `${` is not closed",
-    ),
-    (
-        "./web",
-        "./w\\u0000b",
-        "atoll.toml:9:11: service.web.run: a string can't hold a NUL character",
-    ),
-    (
-        "public = true",
-        "public = \"yes\"",
-        "atoll.toml:10:10: service.web.public: expected true or false",
-    ),
-    (
-        "public = true",
-        "port = 8080",
-        "atoll.toml:10:1: service.web.port: a fixed port is refused",
-    ),
-    (
-        "public = true",
-        "drain = 30",
-        "atoll.toml:10:9: service.web.drain: a duration is a string with a unit",
-    ),
-    (
-        "public = true",
-        "drain = \"30\"",
-        "atoll.toml:10:9: service.web.drain: `30` has no unit",
-    ),
-    (
-        "public = true",
-        "drain = \"2d\"",
-        "atoll.toml:10:9: service.web.drain: \"2d\" is out of bounds",
-    ),
+    ("[service.web]", "[service.web--2]", "atoll.toml:8:10: service.web--2: `web--2` must start"),
+    ("run    = ", "run    = [] #", "atoll.toml:9:10: service.web.run: `run` is empty"),
+    ("run    = ", "run    = \"./web\" #", "atoll.toml:9:10: service.web.run: `run` is a list"),
+    ("run    = ", "rum    = ", "atoll.toml:8:10: service.web.run: `run` is missing"),
+    ("$PORT", "$PROT", "atoll.toml:9:32: service.web.run: nothing sets `$PROT`; did you mean `$PORT`?"),
+    ("$PORT", "$HOME", "atoll.toml:9:32: service.web.run: nothing sets `$HOME`"),
+    ("$PORT", "${PORT", "atoll.toml:9:32: service.web.run: `${` is not closed"),
+    ("./web", "./w\\u0000b", "atoll.toml:9:11: service.web.run: a string can't hold a NUL character"),
+    ("public = true", "public = \"yes\"", "atoll.toml:10:10: service.web.public: expected true or false"),
+    ("public = true", "port = 8080", "atoll.toml:10:1: service.web.port: a fixed port is refused"),
+    ("public = true", "drain = 30", "atoll.toml:10:9: service.web.drain: a duration is a string with a unit"),
+    ("public = true", "drain = \"30\"", "atoll.toml:10:9: service.web.drain: `30` has no unit"),
+    ("public = true", "drain = \"2d\"", "atoll.toml:10:9: service.web.drain: \"2d\" is out of bounds"),
     (
         "public = true",
         "balance = \"p2c\"",
@@ -291,52 +194,24 @@ const WRONG: &[(&str, &str, &str)] = &[
         "env = { A = { secret = \"x\" } }",
         "atoll.toml:10:13: service.web.env.A: `secret` is not supported yet",
     ),
-    (
-        "public = true",
-        "public = true\npublic = true",
-        "atoll.toml:11:1: not valid TOML: duplicate key",
-    ),
+    ("public = true", "public = true\npublic = true", "atoll.toml:11:1: not valid TOML: duplicate key"),
     (
         "\"http\"",
         "\"grpc\"",
         "atoll.toml:13:8: service.web.check.kind: a check of kind \"grpc\" is not supported yet",
     ),
-    (
-        "\"http\"",
-        "\"tcp\"",
-        "atoll.toml:14:1: service.web.check.path: `path` has no meaning",
-    ),
-    (
-        "/healthz",
-        "healthz",
-        "atoll.toml:14:8: service.web.check.path: a path starts with `/`",
-    ),
-    (
-        "path = \"/healthz\"",
-        "evry = \"1s\"",
-        "atoll.toml:12:1: service.web.check.path: `path` is missing",
-    ),
-    (
-        "path = ",
-        "up = 0\npath = ",
-        "atoll.toml:14:6: service.web.check.up: 0 is out of bounds",
-    ),
-    (
-        "[[service.web.check]]",
-        "[traffic]",
-        "atoll.toml:12:2: traffic: `traffic` is not supported yet",
-    ),
+    ("\"http\"", "\"tcp\"", "atoll.toml:14:1: service.web.check.path: `path` has no meaning"),
+    ("/healthz", "healthz", "atoll.toml:14:8: service.web.check.path: a path starts with `/`"),
+    ("path = \"/healthz\"", "evry = \"1s\"", "atoll.toml:12:1: service.web.check.path: `path` is missing"),
+    ("path = ", "up = 0\npath = ", "atoll.toml:14:6: service.web.check.up: 0 is out of bounds"),
+    ("[[service.web.check]]", "[traffic]", "atoll.toml:12:2: traffic: `traffic` is not supported yet"),
     (
         "[[service.web.check]]",
         "[service.web.check]",
         "atoll.toml:12:1: service.web.check: expected a list of tables",
     ),
     ("[regions]", "[regions", "atoll.toml:4:9: not valid TOML:"),
-    (
-        "\"shop\"",
-        "\"sh\u{0}op\"",
-        "atoll.toml:2:10: the file holds a NUL byte",
-    ),
+    ("\"shop\"", "\"sh\u{0}op\"", "atoll.toml:2:10: the file holds a NUL byte"),
 ];
 
 #[test]
@@ -355,10 +230,7 @@ fn what_is_wrong_is_said_with_its_place() {
 
 #[test]
 fn every_error_is_given_in_the_order_of_the_file() {
-    let text = LEAST
-        .replace("min = 2", "mn = 2")
-        .replace("public", "publik")
-        .replace("/healthz", "x");
+    let text = LEAST.replace("min = 2", "mn = 2").replace("public", "publik").replace("/healthz", "x");
     let found = errors(&text);
     assert_eq!(found.len(), 4, "{found:?}");
     assert!(found.is_sorted_by_key(|line| line.split(':').nth(1).unwrap().parse::<u32>().unwrap()));
@@ -367,23 +239,14 @@ fn every_error_is_given_in_the_order_of_the_file() {
 #[test]
 fn columns_count_characters() {
     let text = LEAST.replace("\"./web\"", "\"./wäb-äää\", 5");
-    assert_eq!(
-        errors(&text),
-        ["atoll.toml:9:24: service.web.run: expected a string, found the number 5"]
-    );
+    assert_eq!(errors(&text), ["atoll.toml:9:24: service.web.run: expected a string, found the number 5"]);
 }
 
 #[test]
 fn names_that_join_to_too_long_a_label_are_refused() {
     let long = "a".repeat(40);
-    let text = LEAST
-        .replace("shop", &long)
-        .replace("service.web", &format!("service.{}", "b".repeat(30)));
-    assert!(
-        errors(&text)[0].contains("of 72 characters; it has at most 63"),
-        "{:?}",
-        errors(&text)
-    );
+    let text = LEAST.replace("shop", &long).replace("service.web", &format!("service.{}", "b".repeat(30)));
+    assert!(errors(&text)[0].contains("of 72 characters; it has at most 63"), "{:?}", errors(&text));
 }
 
 #[test]
@@ -394,18 +257,10 @@ fn hostile_files_are_refused_quickly_and_with_few_words() {
     assert_eq!(errors(&many).len(), PROBLEMS_MAX);
     let deep = format!("a = {}", "[".repeat(100_000));
     assert!(!errors(&deep).is_empty());
-    let services: String = (0..65)
-        .map(|i| format!("[service.s{i}]\nrun = [\"x\"]\n"))
-        .collect();
-    let found = errors(&format!(
-        "manifest = 1\napp = \"a\"\n[regions]\nfra = {{ min = 1 }}\n{services}"
-    ));
+    let services: String = (0..65).map(|i| format!("[service.s{i}]\nrun = [\"x\"]\n")).collect();
+    let found = errors(&format!("manifest = 1\napp = \"a\"\n[regions]\nfra = {{ min = 1 }}\n{services}"));
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        errors("")
-            .iter()
-            .any(|line| line.contains("at least one service"))
-    );
+    assert!(errors("").iter().any(|line| line.contains("at least one service")));
     assert!(errors("\u{feff}").len() > 1);
 }
 
@@ -428,9 +283,7 @@ domains = ["a"]
     let found = errors(text);
     assert_eq!(found.len(), 4);
     assert!(
-        found
-            .iter()
-            .all(|line| line.ends_with("is not supported yet by this version of atoll")),
+        found.iter().all(|line| line.ends_with("is not supported yet by this version of atoll")),
         "{found:?}"
     );
 }

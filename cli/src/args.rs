@@ -1,0 +1,301 @@
+//! The command line.
+
+use crate::out::Format;
+use clap::{Args, Parser, Subcommand};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Atoll: a multi-region edge and service mesh in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "atoll", version, disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The platform to talk to, by the name of its context (else ATOLL_API, ATOLL_CONTEXT, the current context)
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// How data is shown
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole platform on this machine
+    Dev(DevArgs),
+    /// Run one node from a configuration file
+    Node(NodeArgs),
+    /// Make the running app match the manifest and wait until it does
+    Deploy(DeployArgs),
+    /// Remove an app and all that it owns
+    Delete(DeleteArgs),
+    /// What a deploy would change
+    Plan(PlanArgs),
+    /// An app as it runs: revisions, regions, instances, health, URLs
+    Status(StatusArgs),
+    /// The apps of the platform
+    Apps,
+    /// The services of one app or of all
+    Services(FilterArgs),
+    /// The instances of one app or of all
+    Instances(FilterArgs),
+    /// The revisions of one app or of all
+    Revisions(FilterArgs),
+    /// The nodes of the platform
+    Nodes,
+    /// What an instance, or a service's instances, wrote
+    Logs(LogsArgs),
+    /// The mesh's certificate authority
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Tokens with which nodes join
+    #[command(subcommand)]
+    Tokens(TokensCommand),
+    /// Which platform the CLI talks to
+    #[command(subcommand)]
+    Context(ContextCommand),
+    /// What a reason code means
+    Help {
+        /// A reason code such as `no-instance`
+        topic: Option<String>,
+    },
+    /// The proxy beside an instance; started by the host
+    #[command(hide = true)]
+    Sidecar(SidecarArgs),
+    /// The example app's server; started by the host under `atoll dev --demo`
+    #[command(hide = true, disable_help_flag = true)]
+    DemoShop {
+        /// Handed to the example.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// The server that `atoll dev` asks through every hop before it says `ready`
+    #[command(hide = true)]
+    ProbeInstance {
+        /// Where it listens.
+        #[arg(long)]
+        listen: std::net::SocketAddr,
+    },
+}
+
+/// `atoll dev`
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Folder for everything the platform keeps [default: atoll/dev in the user's state directory]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Regions, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "fra,was,sin", value_name = "NAMES")]
+    pub regions: Vec<String>,
+    /// Port for HTTPS on 127.0.0.1, 127.0.0.2, …; 0 picks free ones
+    #[arg(long, default_value_t = 8443, value_name = "PORT")]
+    pub https_port: u16,
+    /// Port for plain HTTP, which redirects; 0 picks free ones
+    #[arg(long, default_value_t = 8080, value_name = "PORT")]
+    pub http_port: u16,
+    /// Deploy the example app and print its URLs
+    #[arg(long)]
+    pub demo: bool,
+    /// Leave the CLI's contexts alone
+    #[arg(long)]
+    pub no_context: bool,
+    /// Simulate the distances between the regions
+    #[arg(long)]
+    pub wan: bool,
+    /// Data-path workers of each edge and gateway; 0 lets each node choose
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub workers: usize,
+    /// Life of a node's certificate, such as 7d; short ones show renewal
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub node_certificate_life: Option<String>,
+    /// Life of a workload's certificate, such as 48h
+    #[arg(long, value_name = "DURATION", hide = true)]
+    pub workload_certificate_life: Option<String>,
+}
+
+/// `atoll node`
+#[derive(Debug, Clone, Args)]
+pub struct NodeArgs {
+    /// The node's configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `atoll sidecar`
+#[derive(Debug, Clone, Args)]
+pub struct SidecarArgs {
+    /// The host's unix socket.
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// The instance it stands beside.
+    #[arg(long)]
+    pub instance: String,
+}
+
+/// `atoll deploy`
+#[derive(Debug, Clone, Args)]
+pub struct DeployArgs {
+    /// The manifest
+    #[arg(short, long, default_value = "atoll.toml", value_name = "FILE")]
+    pub file: PathBuf,
+    /// Return as soon as the platform has taken the deploy
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Only show what would change
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Agree to the removal of so many services at once
+    #[arg(long, value_name = "N")]
+    pub confirm: Option<usize>,
+}
+
+/// `atoll plan`
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// The manifest
+    #[arg(short, long, default_value = "atoll.toml", value_name = "FILE")]
+    pub file: PathBuf,
+    /// End with code 10 where there are changes
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// `atoll delete`
+#[derive(Debug, Clone, Args)]
+pub struct DeleteArgs {
+    /// The app
+    pub app: String,
+    /// Return as soon as the platform has taken it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// `atoll status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// The app [default: the one of ./atoll.toml, else all]
+    pub app: Option<String>,
+}
+
+/// Which app.
+#[derive(Debug, Clone, Args)]
+pub struct FilterArgs {
+    /// Only this app
+    pub app: Option<String>,
+}
+
+/// `atoll logs`
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// An instance (`i-…`), an app, or `app/service`
+    pub of: String,
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How many lines of the past
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub tail: u32,
+    /// Only instances in this region
+    #[arg(long)]
+    pub region: Option<String>,
+}
+
+/// `atoll ca …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum CaCommand {
+    /// Roots, intermediate, lifetimes, what was issued
+    Status,
+}
+
+/// `atoll tokens …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokensCommand {
+    /// Make a single-use token for one node
+    Create(TokenArgs),
+    /// The tokens that are not used up
+    List,
+    /// Make a token unusable
+    Revoke {
+        /// Its id, from `atoll tokens list`
+        id: String,
+    },
+}
+
+/// `atoll tokens create`
+#[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    /// A role that the node may have; can be given more than once, or separated by commas
+    #[arg(long = "role", required = true, value_delimiter = ',')]
+    pub roles: Vec<String>,
+    /// The site it must be at
+    #[arg(long)]
+    pub site: String,
+    /// The site's region [default: the site's name without the digits at its end]
+    #[arg(long)]
+    pub region: Option<String>,
+    /// The only name that the node may have
+    #[arg(long)]
+    pub node: Option<String>,
+    /// How long it can be used
+    #[arg(long, default_value = "1h", value_name = "DURATION")]
+    pub ttl: String,
+}
+
+/// `atoll context …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ContextCommand {
+    /// The contexts; the current one is marked
+    List,
+    /// Make one the current one
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Add or replace one; the token is read from ATOLL_TOKEN, a file, or stdin, never from the command line
+    Add {
+        /// Its name
+        name: String,
+        /// The API's address
+        #[arg(long)]
+        api: String,
+        /// File with the token; `-` for stdin [default: ATOLL_TOKEN]
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// PEM file with the CA that the API's certificate must come from
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+    },
+    /// Forget one
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// The one that a command would act on
+    Show,
+}
+
+/// The loopback address of the n-th edge, counted from 0.
+pub fn edge_ip(n: usize) -> IpAddr {
+    IpAddr::from([127, 0, 0, u8::try_from(n + 1).unwrap_or(u8::MAX)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,120 @@
+//! What each command does.
+
+mod context;
+mod deploy;
+mod help;
+mod lists;
+mod logs;
+pub mod mesh;
+pub mod progress;
+mod status;
+pub mod watch;
+
+use crate::api::Api;
+use crate::args::{CaCommand, Cli, Command, Global};
+use crate::contexts::{Choice, Chosen, ContextsFile};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::{dev, node, out};
+use std::future::Future;
+use std::process::ExitCode;
+
+/// Runs what the command line says.
+pub fn run(cli: Cli) -> ExitCode {
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print();
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome<ExitCode> {
+    let global = &cli.global;
+    install_crypto();
+    let done = |()| ExitCode::SUCCESS;
+    match cli.command {
+        Command::Node(args) => node(args),
+        Command::Sidecar(args) => sidecar(args),
+        Command::DemoShop { args } => dev::demo::serve(args).map(done),
+        Command::ProbeInstance { listen } => block_on(dev::probe::serve(listen)).map(done),
+        Command::Dev(args) => block_on(dev::run(args)).map(done),
+        Command::Help { topic } => help::run(topic.as_deref(), global.output).map(done),
+        Command::Context(command) => context::run(command, global).map(done),
+        Command::Deploy(args) => block_on(deploy::run(args, global)).map(done),
+        Command::Plan(args) => block_on(deploy::plan(args, global)).map(done),
+        Command::Delete(args) => block_on(deploy::delete(args, global)).map(done),
+        Command::Status(args) => block_on(status::run(args, global)).map(done),
+        Command::Apps => block_on(lists::run(&lists::APPS, None, global)).map(done),
+        Command::Services(args) => block_on(lists::run(&lists::SERVICES, args.app, global)).map(done),
+        Command::Instances(args) => block_on(lists::run(&lists::INSTANCES, args.app, global)).map(done),
+        Command::Revisions(args) => block_on(lists::run(&lists::REVISIONS, args.app, global)).map(done),
+        Command::Nodes => block_on(lists::run(&lists::NODES, None, global)).map(done),
+        Command::Logs(args) => block_on(logs::run(args, global)).map(done),
+        Command::Ca(CaCommand::Status) => block_on(mesh::ca_status(global)).map(done),
+        Command::Tokens(command) => block_on(mesh::tokens(command, global)).map(done),
+    }
+}
+
+fn node(args: crate::args::NodeArgs) -> Outcome<ExitCode> {
+    match node::run(node::NodeArgs { config: args.config }) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(Failure::failed(format!("{error:#}"))),
+    }
+}
+
+fn sidecar(args: crate::args::SidecarArgs) -> Outcome<ExitCode> {
+    atoll_process::logging::init(atoll_process::logging::Format::Auto);
+    let instance = args.instance.parse().map_err(|_| Failure::usage("`--instance` is no instance's id"))?;
+    atoll_sidecar::run_process(atoll_sidecar::Config::new(args.socket, instance))
+        .map(|()| ExitCode::SUCCESS)
+        .map_err(|error| Failure::failed(chain(&error)))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// One provider for the process, before anything uses TLS.
+fn install_crypto() {
+    let _was_installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+fn block_on<T>(work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| crate::failure::io("cannot start", &error))?;
+    runtime.block_on(work)
+}
+
+/// Which platform the user means.
+fn chosen(global: &Global) -> Outcome<Chosen> {
+    let variable = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let choice = Choice {
+        flag: global.context.clone(),
+        variable: variable("ATOLL_CONTEXT"),
+        api: variable("ATOLL_API"),
+        token: variable("ATOLL_TOKEN"),
+    };
+    choice.resolve(&ContextsFile::of_user()?.read()?)
+}
+
+/// The API of the platform that the user means.
+fn api(global: &Global) -> Outcome<Api> {
+    Api::new(&chosen(global)?)
+}
+
+/// The same, for a command that changes something: says what it acts on.
+fn api_to_change(global: &Global) -> Outcome<Api> {
+    let chosen = chosen(global)?;
+    out::note(&format!("context {} ({})", chosen.name, out::harmless(&chosen.context.api)));
+    Api::new(&chosen)
+}
+
+/// Ctrl-C.
+fn interrupted() -> Failure {
+    Failure::silent(Exit::Interrupted)
+}

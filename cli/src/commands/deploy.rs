@@ -1,0 +1,235 @@
+//! `atoll deploy`, `plan`, `delete`.
+
+use super::progress::Progress;
+use super::{api_to_change, chosen, interrupted, watch};
+use crate::api::{Api, encode};
+use crate::args::{DeleteArgs, DeployArgs, Global, PlanArgs};
+use crate::failure::{self, Exit, Failure, Outcome};
+use crate::out::{self, Column, Format};
+use crate::program::program_fault;
+use atoll_model::manifest::{self, Manifest, ManifestError};
+use atoll_model::{RegionName, ServiceName};
+use http::Method;
+use serde_json::{Value, json};
+use std::io::Read;
+use std::path::Path;
+
+pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
+    let manifest = read_manifest(&args.file)?;
+    if args.dry_run {
+        return show_plan(&manifest, global, false).await;
+    }
+    let api = api_to_change(global)?;
+    let query = args.confirm.map(|count| format!("?confirm={count}")).unwrap_or_default();
+    let answer = watch::send(&api, &manifest.compile(), &query)
+        .await
+        .map_err(|failure| in_file(&manifest, failure))?;
+    let id = watch::deploy_id(&answer)?;
+    let app = manifest.app.as_str();
+    if args.no_wait {
+        out::note(&format!("deploy {id} of {app} is taken; `atoll status {app}` says how it goes"));
+        if global.output == Format::Json {
+            out::json(&answer);
+        }
+        return Ok(());
+    }
+    let last = wait(&api, &id, app).await?;
+    watch::outcome(&last, app)?;
+    done(&last, &answer, app, global);
+    Ok(())
+}
+
+fn done(last: &Value, answer: &Value, app: &str, global: &Global) {
+    if global.output == Format::Json {
+        out::json(last);
+        return;
+    }
+    out::note(&format!("{app} is deployed"));
+    let urls = [last, answer].into_iter().find_map(|value| out::lookup(value, "urls|domains").as_array());
+    for url in urls.into_iter().flatten().filter_map(Value::as_str) {
+        out::data(&out::harmless(url));
+    }
+}
+
+/// Follows a deploy with a line for each step; Ctrl-C leaves it to go on by itself.
+async fn wait(api: &Api, id: &str, app: &str) -> Outcome<Value> {
+    let mut progress = Progress::new(app);
+    tokio::select! {
+        ended = watch::follow(api, id, Some(&mut progress)) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            out::note(&format!("\ndetached: it goes on without this command; `atoll status {app}` says how it stands"));
+            Err(interrupted())
+        }
+    }
+}
+
+pub(super) async fn plan(args: PlanArgs, global: &Global) -> Outcome {
+    let manifest = read_manifest(&args.file)?;
+    show_plan(&manifest, global, args.exit_code).await
+}
+
+async fn show_plan(manifest: &Manifest, global: &Global, exit_code: bool) -> Outcome {
+    let api = Api::new(&chosen(global)?)?;
+    let answer = watch::send(&api, &manifest.compile(), "?dry_run=true")
+        .await
+        .map_err(|failure| in_file(manifest, failure))?;
+    let none = Vec::new();
+    let changes =
+        out::lookup(&answer, "changes|plan").as_array().or_else(|| answer.as_array()).unwrap_or(&none);
+    match global.output {
+        Format::Json => out::json(&answer),
+        Format::Table => out::table(
+            &[
+                Column("ACTION", "action"),
+                Column("OBJECT", "object"),
+                Column("NAME", "name"),
+                Column("DETAIL", "detail"),
+            ],
+            changes,
+            "no changes",
+        ),
+    }
+    if exit_code && !changes.is_empty() { Err(Failure::silent(Exit::Changes)) } else { Ok(()) }
+}
+
+pub(super) async fn delete(args: DeleteArgs, global: &Global) -> Outcome {
+    let api = api_to_change(global)?;
+    let answer = api.change(Method::DELETE, &format!("/v1/apps/{}", encode(&args.app)), None).await?;
+    let shown = out::harmless(&args.app);
+    if args.no_wait {
+        out::note(&format!("the removal of {shown} is taken"));
+    } else {
+        let last = wait(&api, &watch::deploy_id(&answer)?, &args.app).await?;
+        watch::outcome(&last, &args.app)?;
+        out::note(&format!("{shown} is removed"));
+    }
+    if global.output == Format::Json {
+        out::json(&json!({ "app": args.app, "deploy": answer["deploy"] }));
+    }
+    Ok(())
+}
+
+/// Reads and checks a manifest, the programs that it names included.
+pub(super) fn read_manifest(file: &Path) -> Outcome<Manifest> {
+    let shown = file.display().to_string();
+    let missing = |error: &std::io::Error| {
+        let mut failure = failure::io(format!("cannot read {shown}"), error);
+        failure.exit = Exit::Usage;
+        failure.fix("name the manifest with -f FILE, or write ./atoll.toml")
+    };
+    let mut bytes = Vec::new();
+    let opened = std::fs::File::open(file).map_err(|error| missing(&error))?;
+    // One more byte than allowed, so that what is too long is seen and not cut.
+    opened
+        .take(manifest::MANIFEST_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| missing(&error))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let line =
+            1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count();
+        Failure::usage("the manifest is not valid UTF-8").place(format!("{shown}:{line}"))
+    })?;
+    let folder =
+        file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let folder = folder.canonicalize().map_err(|error| missing(&error))?;
+    let manifest = manifest::parse(&text, &shown, &folder).map_err(|errors| invalid(&errors))?;
+    let faults: Vec<ManifestError> = manifest
+        .services
+        .iter()
+        .filter_map(|(name, spec)| Some(manifest.run_error(name, program_fault(spec)?)))
+        .collect();
+    if faults.is_empty() { Ok(manifest) } else { Err(invalid(&faults)) }
+}
+
+fn invalid(errors: &[ManifestError]) -> Failure {
+    let what = match errors {
+        [only] => only.to_string(),
+        _ => format!("the manifest has {} errors", errors.len()),
+    };
+    let failure = Failure::usage(out::harmless(&what));
+    if errors.len() < 2 { failure } else { failure.details(errors.iter().map(ToString::to_string)) }
+}
+
+/// Gives what control found wrong its place in the file.
+fn in_file(manifest: &Manifest, mut failure: Failure) -> Failure {
+    let faults = std::mem::take(&mut failure.faults);
+    let (placed, rest): (Vec<_>, Vec<_>) = faults
+        .into_iter()
+        .map(|(field, message)| (place_of(manifest, &field, &message), field, message))
+        .partition(|fault| fault.0.is_some());
+    failure.faults = rest.into_iter().map(|(_, field, message)| (field, message)).collect();
+    if placed.is_empty() {
+        return failure;
+    }
+    failure.exit = Exit::Usage;
+    let mut lines: Vec<String> =
+        placed.into_iter().filter_map(|(error, ..)| error.map(|error| error.to_string())).collect();
+    // Several services in one unknown region is one mistake in the file.
+    lines.dedup();
+    failure.details.extend(lines);
+    failure
+}
+
+fn place_of(manifest: &Manifest, field: &str, message: &str) -> Option<ManifestError> {
+    let mut parts = field.split('.');
+    let (Some("services"), Some(service), Some(what)) = (parts.next(), parts.next(), parts.next()) else {
+        return None;
+    };
+    match (what, parts.next()) {
+        ("regions", Some(region)) => Some(manifest.region_error(&RegionName::new(region).ok()?, message)),
+        ("run", _) => Some(manifest.run_error(&ServiceName::new(service).ok()?, message)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const LEAST: &str =
+        "manifest = 1\napp = \"shop\"\n[regions]\nxyz = { min = 1 }\n[service.web]\nrun = [\"/bin/sh\"]\n";
+
+    fn write(text: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("atoll.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn control_s_faults_get_their_line() {
+        let (_folder, path) = write(LEAST);
+        let manifest = read_manifest(&path).unwrap();
+        let mut failure = Failure::failed("the app cannot be deployed as it is");
+        failure.faults = vec![
+            ("services.web.regions.xyz".to_owned(), "unknown region `xyz`; the regions are fra".to_owned()),
+            ("services".to_owned(), "other".to_owned()),
+        ];
+        let failure = in_file(&manifest, failure);
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(
+            failure.details[0]
+                .ends_with("atoll.toml:4:1: regions.xyz: unknown region `xyz`; the regions are fra")
+        );
+        assert_eq!(failure.faults.len(), 1);
+    }
+
+    #[test]
+    fn an_absent_program_is_found_before_anything_is_sent() {
+        let (_folder, path) = write(&LEAST.replace("/bin/sh", "./not-there"));
+        let failure = read_manifest(&path).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.what.contains("atoll.toml:6:1: service.web.run:"), "{failure}");
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_read_is_wrong_usage() {
+        let (folder, path) = write("\u{0}");
+        assert_eq!(read_manifest(&path).unwrap_err().exit, Exit::Usage);
+        assert_eq!(read_manifest(&folder.path().join("none")).unwrap_err().exit, Exit::Usage);
+        assert_eq!(read_manifest(folder.path()).unwrap_err().exit, Exit::Usage);
+        std::fs::write(&path, b"a = 1\n\xff\xfe").unwrap();
+        assert!(read_manifest(&path).unwrap_err().place.unwrap().ends_with(":2"));
+    }
+}

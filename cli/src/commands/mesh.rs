@@ -1,0 +1,87 @@
+//! `atoll ca status`, `atoll tokens …`
+
+use super::{api, api_to_change, lists};
+use crate::api::encode;
+use crate::args::{Global, TokenArgs, TokensCommand};
+use crate::failure::{Failure, Outcome};
+use crate::out::{self, Column, Format};
+use atoll_model::manifest::parse_duration_ms;
+use http::Method;
+use serde_json::{Value, json};
+
+pub(super) async fn ca_status(global: &Global) -> Outcome {
+    let status = api(global)?.get("/v1/ca").await?;
+    match (global.output, &status) {
+        (Format::Table, Value::Object(fields)) => {
+            let width = fields.keys().map(String::len).max().unwrap_or(0);
+            for (key, value) in fields {
+                out::data(&format!("{key:width$}  {}", out::cell(value)));
+            }
+        }
+        _ => out::json(&status),
+    }
+    Ok(())
+}
+
+pub(super) async fn tokens(command: TokensCommand, global: &Global) -> Outcome {
+    match command {
+        TokensCommand::Create(args) => create(args, global).await,
+        TokensCommand::List => list(global).await,
+        TokensCommand::Revoke { id } => {
+            api_to_change(global)?
+                .change(Method::DELETE, &format!("/v1/tokens/join/{}", encode(&id)), None)
+                .await?;
+            out::note(&format!("token {} can't be used any more", out::harmless(&id)));
+            Ok(())
+        }
+    }
+}
+
+/// What the API wants to know for a join token.
+pub fn token_request(args: &TokenArgs) -> Outcome<Value> {
+    let ttl_ms =
+        parse_duration_ms(&args.ttl).map_err(|error| Failure::usage(error.to_string()).place("--ttl"))?;
+    let region = args
+        .region
+        .clone()
+        .unwrap_or_else(|| args.site.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned());
+    let mut body = json!({ "roles": args.roles, "site": args.site, "region": region, "ttl_ms": ttl_ms });
+    if let Some(node) = &args.node {
+        body["node"] = json!(node);
+    }
+    Ok(body)
+}
+
+async fn create(args: TokenArgs, global: &Global) -> Outcome {
+    let body = token_request(&args)?;
+    let made = api_to_change(global)?.change(Method::POST, "/v1/tokens/join", Some(&body)).await?;
+    match (global.output, made["token"].as_str()) {
+        (Format::Table, Some(token)) => {
+            out::data(token);
+            out::note("shown this once; put it into the file that the node's `join.token_file` names");
+        }
+        _ => out::json(&made),
+    }
+    Ok(())
+}
+
+async fn list(global: &Global) -> Outcome {
+    let mut rows = api(global)?.list("/v1/tokens/join").await?;
+    if global.output == Format::Json {
+        out::json(&Value::Array(rows));
+        return Ok(());
+    }
+    lists::for_people(&mut rows);
+    let columns = [
+        Column("ID", "id"),
+        Column("ROLES", "roles"),
+        Column("SITE", "site"),
+        Column("REGION", "region"),
+        Column("NODE", "node"),
+        Column("EXPIRES IN", "expires_ms"),
+        Column("STATE", "state"),
+        Column("USED BY", "used_by"),
+    ];
+    out::table(&columns, &rows, "no tokens; `atoll tokens create` makes one");
+    Ok(())
+}

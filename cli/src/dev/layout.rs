@@ -1,0 +1,281 @@
+//! Which nodes there are, where they listen, and the configuration file of each.
+
+use super::ports::Ports;
+use super::settings::Settings;
+use crate::args::edge_ip;
+use crate::failure::{self, Failure, Outcome};
+use crate::node::config::{
+    AdminConfig, ControlConfig, EdgeConfig, GatewayConfig, GossipConfig, HostConfig, JoinConfig, NodeConfig,
+};
+use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
+use atoll_process::files;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// Simulated round trip inside a region, ms.
+const WAN_NEAR_MS: u64 = 2;
+/// Simulated round trip between regions of which we know nothing, ms.
+const WAN_FAR_MS: u64 = 120;
+/// Round trips as they are on the internet, ms.
+const WAN_MS: [(&str, &str, u64); 3] = [("fra", "was", 90), ("fra", "sin", 160), ("was", "sin", 230)];
+/// Where some regions are.
+const PLACES: [(&str, f64, f64); 3] = [("fra", 50.11, 8.68), ("was", 38.9, -77.04), ("sin", 1.35, 103.82)];
+/// How long SIGTERM lets a node finish, ms.
+const DRAIN_MS: u64 = 3_000;
+/// The zone that needs no DNS: `*.localhost` is this machine.
+pub const ZONE: &str = "localhost";
+
+/// One node.
+#[derive(Debug, Clone)]
+pub struct NodePlan {
+    /// What is in its configuration file.
+    pub config: NodeConfig,
+    /// The file.
+    pub config_path: PathBuf,
+    /// Where its output goes.
+    pub log_path: PathBuf,
+}
+
+impl NodePlan {
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        self.config.name.as_str()
+    }
+}
+
+/// All nodes; the control node is the first.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// Control, then for each region an edge, a gateway and a host.
+    pub nodes: Vec<NodePlan>,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// The public test CA's certificate.
+    pub public_ca: PathBuf,
+    /// The addresses, by purpose, for the next start.
+    pub addresses: BTreeMap<String, SocketAddr>,
+}
+
+impl Layout {
+    /// Chooses addresses and fills in every node's configuration. Writes nothing.
+    pub fn new(settings: &Settings, last: BTreeMap<String, SocketAddr>) -> Outcome<Self> {
+        let mut ports = Ports::new(last);
+        // The ports that users asked for come first, so that a taken one is said before anything else.
+        let mut public = Vec::new();
+        for (n, region) in settings.regions.iter().enumerate() {
+            let ip = edge_ip(n);
+            let https =
+                ports.fixed_or_pick(&format!("{region}-https"), ip, settings.https_port, "--https-port")?;
+            let http =
+                ports.fixed_or_pick(&format!("{region}-http"), ip, settings.http_port, "--http-port")?;
+            public.push((http, https));
+        }
+        let api = ports.pick("api", LOOPBACK)?;
+        let node_plane = ports.pick("node-plane", LOOPBACK)?;
+        let control_gossip = ports.pick("control-gossip", LOOPBACK)?;
+        let public_ca = settings.data.join("public-ca.pem");
+
+        let mut build = Builder { settings, ports, join: node_plane, seed: control_gossip };
+        let first = settings.regions.first().ok_or_else(|| Failure::usage("no region"))?;
+        let mut control = build.node(first, Role::Control)?;
+        control.config.join = JoinConfig::default();
+        control.config.gossip = GossipConfig { listen: control_gossip, ..GossipConfig::default() };
+        let defaults = ControlConfig::default();
+        control.config.control = ControlConfig {
+            api,
+            node_plane,
+            zone: ZONE.to_owned(),
+            public_https_port: public.first().map_or(443, |(_, https)| https.port()),
+            regions: settings.regions.clone(),
+            public_test_ca: Some(public_ca.clone()),
+            node_certificate_s: settings.node_certificate_s.unwrap_or(defaults.node_certificate_s),
+            workload_certificate_s: settings
+                .workload_certificate_s
+                .unwrap_or(defaults.workload_certificate_s),
+            ..defaults
+        };
+        let mut nodes = vec![control];
+        for (region, (http, https)) in settings.regions.iter().zip(public) {
+            let mut edge = build.node(region, Role::Edge)?;
+            edge.config.edge = build.edge(region, http, https);
+            nodes.push(edge);
+            let mut gateway = build.node(region, Role::Gateway)?;
+            let listen = build.ports.pick(&format!("{region}-gateway"), LOOPBACK)?;
+            gateway.config.gateway =
+                GatewayConfig { listen, workers: settings.workers, ..GatewayConfig::default() };
+            nodes.push(gateway);
+            let mut host = build.node(region, Role::Host)?;
+            host.config.host = HostConfig { stop_instances_on_exit: true, ..HostConfig::default() };
+            nodes.push(host);
+        }
+        let addresses = build.ports.given().clone();
+        Ok(Self { nodes, api, public_ca, addresses })
+    }
+
+    /// Writes the configuration files and makes the folders.
+    pub fn write(&self, data: &Path) -> Outcome {
+        for folder in [data.join("nodes"), data.join("logs"), data.join("tokens")] {
+            files::private_dir(&folder)
+                .map_err(|error| failure::io(format!("cannot make {}", folder.display()), &error))?;
+        }
+        for node in &self.nodes {
+            let text = toml::to_string(&node.config).map_err(|error| {
+                Failure::failed(format!("cannot write the configuration of {}: {error}", node.name()))
+            })?;
+            files::write_atomic(&node.config_path, text.as_bytes(), 0o600).map_err(|error| {
+                failure::io(format!("cannot write {}", node.config_path.display()), &error)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The control node.
+    pub fn control(&self) -> Option<&NodePlan> {
+        self.nodes.first()
+    }
+
+    /// The API's address.
+    pub fn api_url(&self) -> String {
+        format!("http://{}", self.api)
+    }
+
+    /// The edges: region and HTTPS address.
+    pub fn edges(&self) -> impl Iterator<Item = (&RegionName, SocketAddr)> {
+        self.nodes.iter().filter_map(|node| Some((&node.config.region, *node.config.edge.https.first()?)))
+    }
+}
+
+struct Builder<'s> {
+    settings: &'s Settings,
+    ports: Ports,
+    join: SocketAddr,
+    seed: SocketAddr,
+}
+
+impl Builder<'_> {
+    fn node(&mut self, region: &RegionName, role: Role) -> Outcome<NodePlan> {
+        let wrong = |error: atoll_model::NameError| Failure::usage(error.to_string()).place("--regions");
+        let site = SiteName::new(format!("{region}1")).map_err(wrong)?;
+        let name = NodeName::new(format!("{site}-{role}")).map_err(wrong)?;
+        let data = &self.settings.data;
+        let place = PLACES.iter().find(|(place, ..)| *place == region.as_str());
+        let admin = self.ports.pick(&format!("{name}-admin"), LOOPBACK)?;
+        let gossip = self.ports.pick(&format!("{name}-gossip"), LOOPBACK)?;
+        Ok(NodePlan {
+            config_path: data.join("nodes").join(format!("{name}.toml")),
+            log_path: data.join("logs").join(format!("{name}.log")),
+            config: NodeConfig {
+                site,
+                region: region.clone(),
+                roles: Roles::NONE.with(role),
+                data_dir: data.join("nodes").join(name.as_str()),
+                latitude: place.map_or(0.0, |(_, latitude, _)| *latitude),
+                longitude: place.map_or(0.0, |(.., longitude)| *longitude),
+                join: JoinConfig {
+                    control: vec![self.join],
+                    token_file: Some(data.join("tokens").join(name.as_str())),
+                },
+                gossip: GossipConfig { listen: gossip, seeds: vec![self.seed], ..GossipConfig::default() },
+                admin: AdminConfig { listen: admin },
+                edge: EdgeConfig::default(),
+                gateway: GatewayConfig::default(),
+                host: HostConfig::default(),
+                control: ControlConfig::default(),
+                drain_ms: DRAIN_MS,
+                name,
+            },
+        })
+    }
+
+    fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {
+        let wan = if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() };
+        EdgeConfig {
+            http: vec![http],
+            https: vec![https],
+            public_https_port: https.port(),
+            workers: self.settings.workers,
+            access_log: Some(self.settings.data.join("logs").join(format!("{region}1-access.log"))),
+            wan,
+            ..EdgeConfig::default()
+        }
+    }
+}
+
+/// Simulated round trips from one region to all, ms.
+fn wan(from: &RegionName, regions: &[RegionName]) -> BTreeMap<RegionName, u64> {
+    let ms = |to: &RegionName| {
+        let between = |a: &str, b: &str| {
+            (from.as_str() == a && to.as_str() == b) || (from.as_str() == b && to.as_str() == a)
+        };
+        let known = WAN_MS.iter().find(|(a, b, _)| between(a, b)).map(|(.., ms)| *ms);
+        if from == to { WAN_NEAR_MS } else { known.unwrap_or(WAN_FAR_MS) }
+    };
+    regions.iter().map(|to| (to.clone(), ms(to))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn settings(data: &Path) -> Settings {
+        Settings {
+            data: data.to_owned(),
+            regions: ["fra", "was", "sin"].map(|name| RegionName::new(name).unwrap()).to_vec(),
+            https_port: 0,
+            http_port: 0,
+            demo: false,
+            context: false,
+            wan: true,
+            workers: 1,
+            node_certificate_s: Some(10),
+            workload_certificate_s: None,
+        }
+    }
+
+    #[test]
+    fn ten_nodes_are_written_and_can_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&settings(folder.path()), BTreeMap::new()).unwrap();
+        layout.write(folder.path()).unwrap();
+        assert_eq!(layout.nodes.len(), 10);
+        for node in &layout.nodes {
+            assert_eq!(NodeConfig::load(&node.config_path).unwrap(), node.config);
+        }
+        assert_eq!(layout.control().unwrap().config.control.node_certificate_s, 10);
+        let mut addresses: Vec<_> = layout.addresses.values().collect();
+        let all = addresses.len();
+        addresses.sort();
+        addresses.dedup();
+        assert_eq!(addresses.len(), all);
+    }
+
+    #[test]
+    fn edges_are_on_addresses_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&settings(folder.path()), BTreeMap::new()).unwrap();
+        let ips: Vec<String> = layout.edges().map(|(_, https)| https.ip().to_string()).collect();
+        assert_eq!(ips, ["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    }
+
+    #[test]
+    fn the_next_start_uses_the_same_addresses() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Layout::new(&settings(folder.path()), BTreeMap::new()).unwrap();
+        let second = Layout::new(&settings(folder.path()), first.addresses.clone()).unwrap();
+        assert_eq!(first.addresses, second.addresses);
+    }
+
+    #[test]
+    fn distances_are_the_same_both_ways() {
+        let regions = ["fra", "was", "sin", "xyz"].map(|name| RegionName::new(name).unwrap());
+        for a in &regions {
+            for b in &regions {
+                assert_eq!(wan(a, &regions)[b], wan(b, &regions)[a]);
+            }
+        }
+        assert_eq!(wan(&regions[1], &regions)["sin"], 230);
+    }
+}

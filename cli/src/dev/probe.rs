@@ -1,0 +1,140 @@
+//! Whether a request passes every hop in every region: a hidden app with an instance in each region,
+//! asked through each edge over HTTPS, and then removed.
+
+use super::https;
+use super::layout::{Layout, ZONE};
+use crate::api::Api;
+use crate::commands::watch;
+use crate::failure::{Exit, Failure, Outcome};
+use atoll_model::manifest::CompiledApp;
+use atoll_model::{AppName, Check, CheckKind, Protocol, RegionName, Scale, ServiceName, ServiceSpec};
+use http_body_util::Full;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+const APP: &str = "atoll-probe";
+/// How long the whole may take to become ready.
+const WAIT: Duration = Duration::from_secs(90);
+const PAUSE: Duration = Duration::from_millis(100);
+/// What the probe's instances answer.
+const ANSWER: &str = "atoll probe";
+
+/// Returns once a request through every edge was answered by an instance in the edge's own region.
+pub async fn pass_all_hops(api: &Api, layout: &Layout, program: &Path, data: &Path) -> Outcome {
+    let regions: Vec<RegionName> = layout.edges().map(|(region, _)| region.clone()).collect();
+    let app = app(&regions, program, data)?;
+    watch::deploy_quietly(api, &app).await?;
+    let until = Instant::now() + WAIT;
+    for (region, edge) in layout.edges() {
+        pass(region, edge, layout, until).await?;
+    }
+    watch::delete_quietly(api, &app.app).await
+}
+
+async fn pass(region: &RegionName, edge: SocketAddr, layout: &Layout, until: Instant) -> Outcome {
+    let domain = format!("{APP}.{ZONE}");
+    loop {
+        let missing = match https::get(edge, &domain, "/", &layout.public_ca).await {
+            Ok(answer) if answer.status().is_success() && answer.body() == ANSWER => {
+                match answer.headers().get("atoll-region").and_then(|value| value.to_str().ok()) {
+                    Some(from) if from == region.as_str() => return Ok(()),
+                    from => format!("answered from region {}", from.unwrap_or("unknown")),
+                }
+            }
+            Ok(answer) => {
+                let why = answer
+                    .headers()
+                    .get("proxy-status")
+                    .and_then(|value| value.to_str().ok())
+                    .unwrap_or_default();
+                format!("answered {} {why}", answer.status())
+            }
+            Err(error) => error,
+        };
+        if Instant::now() > until {
+            return Err(Failure::new(
+                Exit::TimedOut,
+                format!("no request passes every hop of region {region}: {missing}"),
+            )
+            .place(format!("edge {edge}"))
+            .fix("the logs of the region's edge, gateway and host say more"));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledApp> {
+    let wrong = |error: atoll_model::NameError| Failure::failed(error.to_string());
+    let check = Check {
+        kind: CheckKind::Http { path: "/".to_owned() },
+        every_ms: 100,
+        timeout_ms: 2_000,
+        grace_ms: 10_000,
+        up: 1,
+        down: 3,
+    };
+    let spec = ServiceSpec {
+        run: ["probe-instance", "--listen", "127.0.0.1:$PORT"].into_iter().fold(
+            vec![program.display().to_string().replace('$', "$$")],
+            |mut run, word| {
+                run.push(word.to_owned());
+                run
+            },
+        ),
+        working_dir: data.display().to_string(),
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        protocol: Protocol::Http,
+        public: true,
+        drain_ms: 0,
+        checks: vec![check],
+        regions: regions.iter().map(|region| (region.clone(), Scale { min: 1, max: 1 })).collect(),
+    };
+    let service = ServiceName::new("web").map_err(wrong)?;
+    Ok(CompiledApp { app: AppName::new(APP).map_err(wrong)?, services: BTreeMap::from([(service, spec)]) })
+}
+
+/// The probe's server (`atoll probe-instance`).
+pub async fn serve(listen: SocketAddr) -> Outcome {
+    let failed = |error: std::io::Error| crate::failure::io(format!("cannot listen on {listen}"), &error);
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let open = std::sync::Arc::new(Semaphore::new(64));
+    loop {
+        let Ok(permit) = std::sync::Arc::clone(&open).acquire_owned().await else { return Ok(()) };
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        tokio::spawn(async move {
+            let _permit = permit;
+            let answer = service_fn(|_request| async {
+                Ok::<_, Infallible>(http::Response::new(Full::new(bytes::Bytes::from_static(
+                    ANSWER.as_bytes(),
+                ))))
+            });
+            let served = hyper::server::conn::http1::Builder::new();
+            // A client that goes away is no error of ours.
+            let _ended = served.serve_connection(TokioIo::new(stream), answer).await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn the_probe_is_an_app_like_any_other() {
+        let regions = [RegionName::new("fra").unwrap()];
+        let app = app(&regions, Path::new("/a$b/atoll"), Path::new("/data")).unwrap();
+        assert_eq!(app.host_labels()["web"], APP);
+        assert_eq!(app.services["web"].run[0], "/a$$b/atoll");
+        assert_eq!(atoll_model::manifest::variables_of(&app.services["web"].run[0]), Ok(vec![]));
+    }
+}

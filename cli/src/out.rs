@@ -1,0 +1,147 @@
+//! What the CLI writes: data to stdout, everything else to stderr. A reader that went away (a closed
+//! pipe) ends the writing, not with an error.
+
+use serde_json::Value;
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static STDOUT_GONE: AtomicBool = AtomicBool::new(false);
+
+/// How data is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// One line of data, to stdout.
+pub fn data(line: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+        STDOUT_GONE.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether nobody reads our stdout any more, so that following something has no use.
+pub fn stdout_gone() -> bool {
+    STDOUT_GONE.load(Ordering::Relaxed)
+}
+
+/// One message, to stderr. Nothing can be done about a stderr that is gone.
+pub fn note(line: &str) {
+    let _ignored = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// A value as JSON, to stdout.
+pub fn json(value: &Value) {
+    // A `Value` always serializes: its keys are strings.
+    data(&serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string()));
+}
+
+/// A column: its heading, and where in each object its value is.
+#[derive(Debug, Clone, Copy)]
+pub struct Column(pub &'static str, pub &'static str);
+
+/// A table of objects, to stdout; `empty` says what it means that there are none, on stderr.
+pub fn table(columns: &[Column], rows: &[Value], empty: &str) {
+    if rows.is_empty() {
+        note(empty);
+        return;
+    }
+    data(&table_text(columns, rows));
+}
+
+fn table_text(columns: &[Column], rows: &[Value]) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(columns.iter().map(|column| column.0));
+    for row in rows {
+        table.add_row(columns.iter().map(|column| cell(lookup(row, column.1))));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// The value at a path of keys, `a.b`; several paths are separated by `|`, the first that is there counts.
+pub fn lookup<'v>(row: &'v Value, paths: &str) -> &'v Value {
+    let at = |path: &str| path.split('.').try_fold(row, |value, key| value.get(key)).filter(|v| !v.is_null());
+    paths.split('|').find_map(at).unwrap_or(&Value::Null)
+}
+
+/// A value as a cell. Control characters, which a terminal might obey, are shown escaped.
+pub fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::String(text) if text.is_empty() => "-".to_owned(),
+        Value::String(text) => harmless(text),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(cell).collect::<Vec<_>>().join(","),
+        Value::Object(fields) if fields.is_empty() => "-".to_owned(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| format!("{}={}", harmless(key), cell(value)))
+            .collect::<Vec<_>>()
+            .join(","),
+        Value::Number(number) => number.to_string(),
+    }
+}
+
+/// Text from elsewhere, in which a terminal finds nothing to obey.
+pub fn harmless(text: &str) -> String {
+    let escape = |c: char| c.is_control() && c != '\t';
+    if !text.contains(escape) {
+        return text.to_owned();
+    }
+    text.chars()
+        .flat_map(|c| if escape(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect()
+}
+
+/// How long ago a time was, such as `5m`.
+pub fn age(now_ms: u64, then_ms: u64) -> String {
+    let seconds = now_ms.saturating_sub(then_ms) / 1_000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn cells_are_short_and_harmless() {
+        assert_eq!(cell(&Value::Null), "-");
+        assert_eq!(cell(&json!(["a", 1, true])), "a,1,yes");
+        assert_eq!(cell(&json!({"a": "b"})), "a=b");
+        assert_eq!(cell(&json!("red\u{1b}[31m")), "red\\u{1b}[31m");
+    }
+
+    #[test]
+    fn a_table_lines_up() {
+        let rows = [json!({"name": "shop", "at": {"region": "fra"}}), json!({"name": "b"})];
+        let text = table_text(&[Column("NAME", "name"), Column("REGION", "at.region|region")], &rows);
+        assert_eq!(text, "NAME  REGION\nshop  fra\nb     -");
+    }
+
+    #[test]
+    fn ages_have_one_unit() {
+        assert_eq!(age(10_000, 4_000), "6s");
+        assert_eq!(age(0, 4_000), "0s");
+        assert_eq!(age(7_200_000, 0), "2h");
+    }
+}
