@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// `[gateway]`
+pub use atoll_core_gateway::Config as GatewayConfig;
 /// `[edge]`
 pub use atoll_edge::Config as EdgeConfig;
 /// `[host]`
@@ -101,26 +103,6 @@ pub struct AdminConfig {
 impl Default for AdminConfig {
     fn default() -> Self {
         Self { listen: loopback() }
-    }
-}
-
-/// `[gateway]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GatewayConfig {
-    /// Where tunnels come in (TCP). Port 0: the port used last if free, else any.
-    pub listen: SocketAddr,
-    /// The address that others reach it at, if not `listen`.
-    pub advertise: Option<SocketAddr>,
-    /// Data-path workers; 0 means one for each core, at most 4.
-    pub workers: usize,
-    /// Most requests at a time.
-    pub requests_max: usize,
-}
-
-impl Default for GatewayConfig {
-    fn default() -> Self {
-        Self { listen: loopback(), advertise: None, workers: 0, requests_max: 20_000 }
     }
 }
 

@@ -22,6 +22,8 @@ use tonic::transport::Channel;
 use tracing::error;
 
 type ReadyCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// The version applied by the roles that apply any, and records that they could not apply, with why.
+pub type Applied = Box<dyn Fn() -> (Option<u64>, Vec<(String, String)>) + Send + Sync>;
 type View = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// What every role stands on.
@@ -48,7 +50,7 @@ pub struct Roles {
     edge: Option<atoll_edge::Bound>,
     host: Option<atoll_host::Bound>,
     serving: Option<Serving>,
-    gateway_view: Option<atoll_core_gateway::GatewayView>,
+    gateway_view: Option<atoll_core_gateway::Serving>,
     host_view: Option<HostView>,
 }
 
@@ -79,7 +81,7 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
         answers: answers(serving.as_ref(), host_view.as_ref()),
         drain: ground.drain.clone(),
         control,
-        gateway_view: gateway.as_ref().map(atoll_core_gateway::Bound::view),
+        gateway_view: gateway.as_ref().map(atoll_core_gateway::Bound::serving),
         gateway,
         edge,
         host,
@@ -99,7 +101,7 @@ async fn bind_control(ground: &Ground, ca: Arc<MeshCa>) -> anyhow::Result<atoll_
         gossip: ground.gossip.clone(),
         metrics: ground.metrics.clone(),
         drain: ground.drain.clone(),
-        tasks: ground.tasks.clone(),
+        trust_domain: ca.trust_domain().clone(),
         mesh_ca: ca,
     };
     atoll_control::Control::bind(config.control.role(), handles).await.context("the role control cannot start")
@@ -111,7 +113,6 @@ fn bind_gateway(ground: &Ground, ports: &Ports) -> anyhow::Result<atoll_core_gat
     gateway.listen = ports.prefer("gateway", gateway.listen, Transport::Tcp);
     let handles = atoll_core_gateway::Handles {
         name: config.name.clone(),
-        site: config.site.clone(),
         region: config.region.clone(),
         identity: ground.identity.clone(),
         gossip: ground.gossip.clone(),
@@ -163,9 +164,11 @@ fn answers(serving: Option<&Serving>, host: Option<&HostView>) -> Answers {
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {
-            let read = question.instance.parse().ok().and_then(|instance| {
-                host.read_logs(&instance, question.tail_lines as usize, question.follow)
-            });
+            let read = question
+                .instance
+                .parse()
+                .ok()
+                .and_then(|instance| host.read_logs(&instance, question.tail_lines as usize, question.follow));
             match read {
                 Some(chunks) => chunks.map(|chunk| chunk.map_err(|cause| cause.to_string())).boxed(),
                 None => {
@@ -191,6 +194,18 @@ impl Roles {
         checks
     }
 
+    /// How far desired state has been applied in the global scope, and what could not be.
+    pub fn applied(&self) -> Applied {
+        let (edge, gateway) = (self.serving.clone(), self.gateway_view.clone());
+        Box::new(move || {
+            let edge = edge.as_ref().map(|edge| (edge.applied().1, edge.apply_errors()));
+            let gateway = gateway.as_ref().map(|gateway| (gateway.applied().1, gateway.apply_errors()));
+            let both = || edge.iter().chain(&gateway);
+            let errors = both().flat_map(|(_, errors)| errors.iter().cloned()).collect();
+            (both().map(|(version, _)| *version).min(), errors)
+        })
+    }
+
     /// What `/state` shows of the roles.
     pub fn views(&self) -> Vec<(&'static str, View)> {
         let mut views: Vec<(&'static str, View)> = Vec::new();
@@ -212,7 +227,10 @@ impl Roles {
         let drain = self.drain;
         if let Some(control) = self.control {
             let drain = drain.clone();
-            roles.spawn(async move { ended("control", control.run(drain).await) });
+            roles.spawn(async move {
+                control.run(drain).await;
+                "the role control ended".to_owned()
+            });
         }
         if let Some(gateway) = self.gateway {
             roles.spawn(async move { ended("gateway", gateway.run().await) });

@@ -141,7 +141,7 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
     };
     tasks.spawn("renewal", renewal::run(config.clone(), identity.clone(), issuer, counters, drain.clone()));
     tasks.spawn("reload", reload::run(args.config, live.clone(), hangups, metrics.clone(), drain.clone()));
-    tasks.spawn("facts", facts::run(live.clone(), addresses, gossip.clone(), identity.clone(), drain.clone()));
+    tasks.spawn("facts", facts::run(live.clone(), addresses, gossip.clone(), identity.clone(), roles.applied(), drain.clone()));
     if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
         tasks.spawn("attach", attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()));
     }
