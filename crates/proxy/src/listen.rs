@@ -138,14 +138,18 @@ where
             () = drain.draining() => break,
         }
     }
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    while let std::task::Poll::Ready(accepted) = listener.poll_accept(&mut context) {
-        match accepted {
-            Ok((stream, peer)) => take(stream, peer),
-            Err(_) => break,
+    // Asks the kernel itself: tokio may not have heard yet of connections that are queued.
+    let listener = listener.into_std()?;
+    loop {
+        match listener.accept() {
+            Ok((stream, peer)) => {
+                stream.set_nonblocking(true)?;
+                take(TcpStream::from_std(stream)?, peer);
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_empty) => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// Out of descriptors or memory: wait for some to be given back rather than spin.
@@ -157,5 +161,46 @@ async fn accept_failed(error: &io::Error, metrics: &ProxyMetrics) {
             warn!(%error, "can't accept a connection; raise the limit of open files if this stays");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::cell::RefCell;
+    use tokio::io::AsyncReadExt as _;
+
+    #[test]
+    fn workers_share_an_address_that_nobody_else_gets() {
+        let (address, listeners) = bind_workers("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        assert_eq!(listeners.len(), 3);
+        let taken = bind_workers(address, 2).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        drop(listeners);
+        assert_eq!(bind_workers(address, 1).unwrap().0, address);
+    }
+
+    #[tokio::test]
+    async fn the_cap_holds_and_what_is_queued_at_a_drain_is_taken() {
+        let listener = bind_reuseport("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let (trigger, drain) = atoll_process::drain::channel();
+        trigger.start();
+        let (cap, metrics) = (ConnectionCap::new(2), ProxyMetrics::unregistered());
+        let taken = RefCell::new(Vec::new());
+        let accepting = accept_loop(listener, cap.clone(), metrics.clone(), drain, |stream, _, permit| {
+            taken.borrow_mut().push((stream, permit));
+        });
+        accepting.await.unwrap();
+        assert_eq!((taken.borrow().len(), cap.open(), metrics.connections_refused.get()), (2, 2, 1));
+        let refused = clients[2].read(&mut [0]).await;
+        assert!(matches!(refused, Ok(0) | Err(_)), "closed at once");
+        taken.borrow_mut().clear();
+        assert_eq!((cap.open(), metrics.connections_closed.get()), (0, 2));
     }
 }

@@ -96,3 +96,40 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no text")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn each_worker_runs_local_tasks_and_a_panic_ends_one_task_alone() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&seen);
+        let metrics = ProxyMetrics::unregistered();
+        let counted = metrics.clone();
+        let workers = spawn(3, "test", move |worker| {
+            let (noted, metrics) = (Arc::clone(&noted), counted.clone());
+            async move {
+                let local = std::rc::Rc::new(worker.index);
+                let bad = spawn_task("bad", &metrics, async { panic!("on purpose") });
+                let good = spawn_task("good", &metrics, async move {
+                    noted.lock().unwrap().push(*local);
+                });
+                bad.await.unwrap();
+                good.await.unwrap();
+            }
+        });
+        assert!(workers.unwrap().finished(Duration::from_secs(10)).await);
+        seen.lock().unwrap().sort_unstable();
+        assert_eq!(*seen.lock().unwrap(), [0, 1, 2]);
+        assert_eq!(metrics.panics.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_is_told() {
+        let workers = spawn(2, "test", |worker| async move { assert!(worker.index != 1, "on purpose") });
+        assert!(!workers.unwrap().finished(Duration::from_secs(10)).await);
+    }
+}

@@ -144,7 +144,7 @@ async fn open(inner: &Rc<Inner>, index: usize) -> Result<Pin<Box<dyn Future<Outp
             .max_frame_size(64 * 1024)
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(64 * 1024)
-            .max_local_error_reset_streams(8192)
+            .max_local_error_reset_streams(1 << 20)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true)

@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn ambiguous_heads_are_refused() {
-        let bad: &[(Version, &str, &[(&str, &str)])] = &[
+        type Head = (Version, &'static str, &'static [(&'static str, &'static str)]);
+        let bad: &[Head] = &[
             (Version::HTTP_11, "/", &[]),
             (Version::HTTP_11, "/", &[("host", "a"), ("host", "a")]),
             (Version::HTTP_11, "/", &[("host", "user@a")]),

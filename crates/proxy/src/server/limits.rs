@@ -28,6 +28,8 @@ pub struct ServerLimits {
     pub head_timeout: Duration,
     /// For each piece of a request's body.
     pub body_idle_timeout: Duration,
+    /// Streams that the peer may reset before we have looked at them, at once (rapid reset).
+    pub pending_resets_max: usize,
     /// Streams that we may reset for errors of the peer before the connection is closed.
     pub local_resets_max: usize,
     /// HTTP/2 pings on a silent connection.
@@ -50,6 +52,7 @@ impl ServerLimits {
             headers_max: 100,
             head_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
+            pending_resets_max: 20,
             local_resets_max: 256,
             keep_alive: Duration::from_secs(20),
         }
@@ -66,7 +69,8 @@ impl ServerLimits {
             connection_window: 16 * 1024 * 1024,
             frame_max: 64 * 1024,
             head_bytes_max: 64 * 1024,
-            local_resets_max: 8192,
+            pending_resets_max: 1000,
+            local_resets_max: 1 << 20,
             keep_alive: Duration::from_secs(5),
             ..Self::public()
         }

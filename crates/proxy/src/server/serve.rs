@@ -81,6 +81,7 @@ where
                 .timer(TokioTimer::new())
                 .header_read_timeout(limits.head_timeout)
                 .max_headers(limits.headers_max)
+                .max_header_size(limits.head_bytes_max)
                 .max_buf_size(64 * 1024)
                 .half_close(false)
                 .serve_connection(io, service);
@@ -95,6 +96,7 @@ where
                 .max_frame_size(limits.frame_max)
                 .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
                 .max_send_buf_size(limits.send_buffer_max)
+                .max_pending_accept_reset_streams(limits.pending_resets_max)
                 .max_local_error_reset_streams(limits.local_resets_max)
                 .keep_alive_interval(limits.keep_alive)
                 .keep_alive_timeout(limits.keep_alive / 2)

@@ -102,6 +102,8 @@ fn methods_and_targets_that_are_refused() {
             ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), "405"),
             ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned(), "405"),
             (format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), "414"),
+            (format!("GET / HTTP/1.1\r\nHost: a\r\nx: {long}{long}\r\n\r\n"), "431"),
+            (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(101)), "431"),
         ] {
             let (output, calls) = exchange(head.as_bytes()).await;
             assert!(output.starts_with(&format!("HTTP/1.1 {status}")), "{output}");
