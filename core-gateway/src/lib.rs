@@ -16,9 +16,6 @@ mod usage;
 mod views;
 mod worker;
 
-#[cfg(test)]
-mod tests;
-
 pub use config::Config;
 pub use gateway::{BindError, Bound, Gateway, Handles};
 pub use serving::Serving;

@@ -18,9 +18,6 @@ mod tunnels;
 mod views;
 mod worker;
 
-#[cfg(test)]
-mod tests;
-
 pub use certificates::SealedError;
 pub use config::Config;
 pub use edge::{BindError, Bound, Edge, Handles};
