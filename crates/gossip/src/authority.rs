@@ -124,7 +124,11 @@ fn check_scope(signer: &RecordSigner, record: &Record, class: ScopeClass) -> Res
 
 fn check_key(signer: &RecordSigner, record: &Record, kind: Kind) -> Result<(), Refusal> {
     let prefixed = |prefix: &str| {
-        record.key.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/')).is_some_and(|rest| !rest.is_empty())
+        record
+            .key
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .is_some_and(|rest| !rest.is_empty())
     };
     let fits = match kind {
         Kind::NODE | Kind::REGION_NODE => record.key == record.owner,
@@ -194,9 +198,12 @@ mod tests {
         let control = signer("ctl", "fra", &[Role::Control]);
         let named_control = signer("control", "fra", &[Role::Edge]);
         let epoch = Record { epoch: 2, ..record("host-b", Kind::INSTANCE, "fra", "host-b/i-1") };
-        let long_key = record("host-b", Kind::INSTANCE, "fra", &format!("host-b/{}", "x".repeat(KEY_BYTES_MAX)));
-        let long_body =
-            Record { body: vec![0; BODY_BYTES_MAX + 1].into(), ..record("host-b", Kind::INSTANCE, "fra", "host-b/i") };
+        let long_key =
+            record("host-b", Kind::INSTANCE, "fra", &format!("host-b/{}", "x".repeat(KEY_BYTES_MAX)));
+        let long_body = Record {
+            body: vec![0; BODY_BYTES_MAX + 1].into(),
+            ..record("host-b", Kind::INSTANCE, "fra", "host-b/i")
+        };
         for (who, record, refusal) in [
             (&host_b, record("host-b", Kind::INSTANCE, "fra", "host-a/i-1"), Refusal::Key),
             (&host_b, record("host-a", Kind::INSTANCE, "fra", "host-a/i-1"), Refusal::Owner),

@@ -46,8 +46,10 @@ impl From<RecordIdentity> for BatchSigner {
     fn from(own: RecordIdentity) -> Self {
         let fingerprint = own.fingerprint();
         let mut chain = own.chain.into_iter().map(|der| der.to_vec());
-        let certificate =
-            RecordCertificate { certificate: chain.next().unwrap_or_default(), intermediates: chain.collect() };
+        let certificate = RecordCertificate {
+            certificate: chain.next().unwrap_or_default(),
+            intermediates: chain.collect(),
+        };
         Self { key: own.key, certificate, fingerprint }
     }
 }
@@ -144,7 +146,13 @@ impl Verifier {
         Record::decode(signed.record.clone()).map_err(|_| Refusal::Malformed)
     }
 
-    fn verify_root(&self, key: &[u8; 32], leaf_count: u32, root: &Hash, signature: &[u8]) -> Result<(), Refusal> {
+    fn verify_root(
+        &self,
+        key: &[u8; 32],
+        leaf_count: u32,
+        root: &Hash,
+        signature: &[u8],
+    ) -> Result<(), Refusal> {
         // The signature is part of what is remembered: a copy with another, bad one must not be relayed.
         let mark = sha256(&[key, &leaf_count.to_be_bytes(), root, signature]);
         if self.remembered().holds(&mark) {
@@ -169,7 +177,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn new_key() -> BatchSigner {
-        let certificate = RecordCertificate { certificate: b"certificate".to_vec(), intermediates: Vec::new() };
+        let certificate =
+            RecordCertificate { certificate: b"certificate".to_vec(), intermediates: Vec::new() };
         BatchSigner { key: RecordKey::generate().unwrap(), fingerprint: [1; 32], certificate }
     }
 

@@ -166,7 +166,12 @@ impl Core {
     }
 
     /// What the sender of `message` lacks, in the scopes that both are in. True when there is more.
-    pub(crate) fn deltas_for(&self, message: &gossip::Exchange, scopes: &[Scope], into: &mut gossip::Exchange) -> bool {
+    pub(crate) fn deltas_for(
+        &self,
+        message: &gossip::Exchange,
+        scopes: &[Scope],
+        into: &mut gossip::Exchange,
+    ) -> bool {
         let digest = exchange::read_digest(&message.watermarks);
         let state = self.state();
         let (deltas, more) = state.store.deltas(&digest, scopes, DELTA_BYTES);

@@ -77,7 +77,12 @@ pub(crate) struct Plan {
 }
 
 impl Driver {
-    pub(crate) fn new(transport: Arc<Transport>, plan: Plan, tasks: Tasks, members: watch::Sender<Arc<Members>>) -> Self {
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        plan: Plan,
+        tasks: Tasks,
+        members: watch::Sender<Arc<Members>>,
+    ) -> Self {
         let scopes = transport.core.scopes.clone();
         let memberships = scopes
             .iter()
@@ -141,7 +146,7 @@ impl Driver {
 
     fn next_timeout(&self) -> Instant {
         let first = self.memberships.iter().filter_map(Membership::poll_timeout).min();
-        self.started + first.unwrap_or(self.now() + Duration::from_secs(1))
+        self.started + first.unwrap_or_else(|| self.now() + Duration::from_secs(1))
     }
 
     fn position(&self, scope: &Scope) -> Option<usize> {
@@ -208,7 +213,9 @@ impl Driver {
         self.transport.core.stats.members.set(members.by_scope.values().map(Vec::len).sum::<usize>() as i64);
         self.members.send_if_modified(|known| {
             let new = **known != members;
-            for gone in known.by_scope.values().flatten().filter(|member| members.find(&member.name).is_none()) {
+            for gone in
+                known.by_scope.values().flatten().filter(|member| members.find(&member.name).is_none())
+            {
                 self.transport.cut(&gone.name);
             }
             *known = Arc::new(members);
@@ -238,8 +245,11 @@ impl Driver {
 
     /// An own change: a few members of each scope hear of it at once.
     fn spread(&self) {
-        let news = std::mem::take(&mut *self.transport.core.news.lock().unwrap_or_else(PoisonError::into_inner));
-        for (membership, scope) in self.memberships.iter().zip(&self.scopes).filter(|(_, scope)| news.contains(scope)) {
+        let news =
+            std::mem::take(&mut *self.transport.core.news.lock().unwrap_or_else(PoisonError::into_inner));
+        for (membership, scope) in
+            self.memberships.iter().zip(&self.scopes).filter(|(_, scope)| news.contains(scope))
+        {
             let mut alive: Vec<&Member> = membership.alive().collect();
             alive.shuffle(&mut rand::rng());
             for member in alive.into_iter().take(SPREAD) {

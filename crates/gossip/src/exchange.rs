@@ -80,9 +80,12 @@ pub(crate) fn read_delta(
         more: delta.more,
         records: Vec::with_capacity(delta.records.len()),
     };
-    let known_upto = held.filter(|mark| mark.epoch == delta.epoch && !(mark.version < delta.floor && mark.floor < delta.floor));
+    let known_upto = held.filter(|mark| {
+        mark.epoch == delta.epoch && !(mark.version < delta.floor && mark.floor < delta.floor)
+    });
     for signed in delta.records {
-        if known_upto.is_some_and(|mark| peek_version(&signed).is_some_and(|version| version <= mark.version)) {
+        if known_upto.is_some_and(|mark| peek_version(&signed).is_some_and(|version| version <= mark.version))
+        {
             continue;
         }
         match read_record(signed, verifier, &signer_of) {

@@ -127,29 +127,41 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gossip").field("core", &self.core).field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Gossip")
+            .field("core", &self.core)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
 impl Gossip {
     /// Reads what is on disk, then opens the endpoint and looks for peers. To be called on the runtime
     /// that gossip is to run on.
-    pub async fn start(config: Config, identity: Identity, metrics: &Metrics, drain: Drain) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        identity: Identity,
+        metrics: &Metrics,
+        drain: Drain,
+    ) -> Result<Self, StartError> {
         let own = identity.own();
-        let SpiffeKind::Node { site, node } = own.id.kind() else { return Err(StartError::Identity(config.name)) };
+        let SpiffeKind::Node { site, node } = own.id.kind() else {
+            return Err(StartError::Identity(config.name));
+        };
         let region = own.region.clone().filter(|_| node == config.name);
         let Some(region) = region else { return Err(StartError::Identity(config.name)) };
         if let Some(scope) = config.scopes.iter().find(|scope| !scope.admits(own.roles, Some(&region))) {
             return Err(StartError::Scope(scope.clone()));
         }
         let stats = Arc::new(Stats::new(metrics));
-        let (core, writer, generation) = load(&config.data_dir, &config.name, config.scopes, config.record, &identity, stats).await?;
+        let (core, writer, generation) =
+            load(&config.data_dir, &config.name, config.scopes, config.record, &identity, stats).await?;
         let endpoint = transport::bind(&identity, config.listen)
             .map_err(|source| StartError::Listen { address: config.listen, source })?;
         let address =
             endpoint.local_addr().map_err(|source| StartError::Listen { address: config.listen, source })?;
         let advertised = config.advertise.unwrap_or(address);
-        let member = Member { name: config.name, address: advertised, generation, site, region, roles: own.roles };
+        let member =
+            Member { name: config.name, address: advertised, generation, site, region, roles: own.roles };
         let sender = atoll_wire::gossip::Member {
             name: member.name.as_str().to_owned(),
             address: advertised.to_string(),
@@ -157,8 +169,15 @@ impl Gossip {
         };
         let tasks = Tasks::new(Handle::current());
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let transport =
-            Transport::new(endpoint, identity, Arc::clone(&core), tasks.clone(), drain.clone(), events, sender);
+        let transport = Transport::new(
+            endpoint,
+            identity,
+            Arc::clone(&core),
+            tasks.clone(),
+            drain.clone(),
+            events,
+            sender,
+        );
         let (members_in, members) = watch::channel(Arc::new(Members::default()));
         let plan = Plan { own: member, seeds: config.seeds, interval: config.interval, pace: config.pace };
         let driver = Driver::new(Arc::clone(&transport), plan, tasks.clone(), members_in);

@@ -74,7 +74,11 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// A new reader, for whom `present` is waiting.
-    pub(crate) fn subscribe<'a>(&mut self, kinds: &[Kind], present: impl Iterator<Item = &'a Arc<Entry>>) -> Subscription {
+    pub(crate) fn subscribe<'a>(
+        &mut self,
+        kinds: &[Kind],
+        present: impl Iterator<Item = &'a Arc<Entry>>,
+    ) -> Subscription {
         let mailbox =
             Arc::new(Mailbox { kinds: kinds.to_vec(), waiting: Mutex::default(), wake: Notify::new() });
         mailbox.waiting().closed = self.closed;

@@ -26,9 +26,9 @@ mod transport;
 
 pub use crate::core::{DesiredChange, PublishError};
 pub use authority::Refusal;
+pub use driver::Members;
 pub use gossip::{Config, Gossip, StartError};
 pub use hub::Subscription;
 pub use membership::{Member, Pace};
-pub use driver::Members;
 pub use scope::{CONTROL_OWNER, Entry, Owner, Scope};
 pub use signers::RecordSigner;

@@ -6,7 +6,9 @@
 use crate::scope::Scope;
 use atoll_model::{NodeName, RegionName, Roles, SiteName};
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Codec, Foca, Header, NoCustomBroadcast, OwnedNotification, PostcardCodec, Timer};
+use foca::{
+    AccumulatingRuntime, Codec, Foca, Header, NoCustomBroadcast, OwnedNotification, PostcardCodec, Timer,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};

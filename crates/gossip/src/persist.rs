@@ -132,8 +132,9 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn spawn(disk: Disk, core: Arc<Core>) -> std::io::Result<Self> {
         let (stop, stopped) = sync_channel(1);
-        let thread =
-            std::thread::Builder::new().name("gossip-disk".into()).spawn(move || run(disk, &core, &stopped))?;
+        let thread = std::thread::Builder::new()
+            .name("gossip-disk".into())
+            .spawn(move || run(disk, &core, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 

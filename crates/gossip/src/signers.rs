@@ -65,7 +65,10 @@ pub(crate) fn fingerprint(certificate: &RecordCertificate) -> Hash {
 }
 
 /// Checks a certificate from a peer or from disk.
-pub(crate) fn admit(check: &dyn CertificateCheck, certificate: RecordCertificate) -> Result<KnownSigner, Refusal> {
+pub(crate) fn admit(
+    check: &dyn CertificateCheck,
+    certificate: RecordCertificate,
+) -> Result<KnownSigner, Refusal> {
     let too_long = |der: &Vec<u8>| der.len() > CERTIFICATE_BYTES_MAX;
     if too_long(&certificate.certificate)
         || certificate.intermediates.len() > INTERMEDIATES_MAX

@@ -43,20 +43,29 @@ const WARN_EVERY_MS: u64 = 10_000;
 impl Stats {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         Self {
-            refused: metrics.counters("atoll_gossip_records_refused", "Records that were not taken, by reason"),
-            exchanges: metrics.counters("atoll_gossip_exchanges", "Exchanges of records with a peer, by result"),
+            refused: metrics
+                .counters("atoll_gossip_records_refused", "Records that were not taken, by reason"),
+            exchanges: metrics
+                .counters("atoll_gossip_exchanges", "Exchanges of records with a peer, by result"),
             records: metrics.gauge("atoll_gossip_records", "Records held, deletions included"),
             changes: metrics.counter("atoll_gossip_changes", "Changes that readers were told of"),
             published: metrics.counter("atoll_gossip_published", "Records that this node signed"),
-            publish_dropped: metrics
-                .counter("atoll_gossip_publish_dropped", "Own records that could not be published: too large or too many"),
-            members: metrics.gauge("atoll_gossip_members", "Members alive, over all scopes, this node not counted"),
+            publish_dropped: metrics.counter(
+                "atoll_gossip_publish_dropped",
+                "Own records that could not be published: too large or too many",
+            ),
+            members: metrics
+                .gauge("atoll_gossip_members", "Members alive, over all scopes, this node not counted"),
             connections: metrics.gauge("atoll_gossip_connections", "QUIC connections to peers"),
             dials_failed: metrics.counter("atoll_gossip_dials_failed", "Connections that could not be made"),
-            packets_dropped: metrics
-                .counter("atoll_gossip_packets_dropped", "Membership packets dropped for want of a connection or room"),
-            packets_refused: metrics
-                .counter("atoll_gossip_packets_refused", "Membership packets refused: not from who they say, or unreadable"),
+            packets_dropped: metrics.counter(
+                "atoll_gossip_packets_dropped",
+                "Membership packets dropped for want of a connection or room",
+            ),
+            packets_refused: metrics.counter(
+                "atoll_gossip_packets_refused",
+                "Membership packets refused: not from who they say, or unreadable",
+            ),
             disk_errors: metrics.counter("atoll_gossip_disk_errors", "Failed writes of records to disk"),
             quiet: Mutex::default(),
         }

@@ -212,13 +212,20 @@ impl Transport {
     pub(crate) fn link(&self, name: &NodeName) -> Option<Arc<Link>> {
         let links = self.links();
         let pair = links.get(name)?;
-        [&pair.newest, &pair.other].into_iter().flatten().find(|link| link.connection.close_reason().is_none()).cloned()
+        [&pair.newest, &pair.other]
+            .into_iter()
+            .flatten()
+            .find(|link| link.connection.close_reason().is_none())
+            .cloned()
     }
 
     fn link_to(&self, address: SocketAddr) -> Option<Arc<Link>> {
         let links = self.links();
         let mut all = links.values().flat_map(|pair| [&pair.newest, &pair.other]).flatten();
-        all.find(|link| link.connection.remote_address() == address && link.connection.close_reason().is_none()).cloned()
+        all.find(|link| {
+            link.connection.remote_address() == address && link.connection.close_reason().is_none()
+        })
+        .cloned()
     }
 
     /// A connection to whoever is at the address; to `expected`, if that is given.
@@ -255,7 +262,8 @@ impl Transport {
             let now = Instant::now();
             backoffs.retain(|_, backoff| backoff.until > now);
         }
-        let backoff = backoffs.entry(address).or_insert_with(|| Backoff { failures: 0, until: Instant::now() });
+        let backoff =
+            backoffs.entry(address).or_insert_with(|| Backoff { failures: 0, until: Instant::now() });
         let ceiling = BACKOFF_MAX.min(Duration::from_millis(200) * (1 << backoff.failures.min(6)));
         backoff.failures += 1;
         backoff.until = Instant::now() + ceiling.mul_f64(rand::rng().random_range(0.5..1.0));
@@ -266,8 +274,10 @@ impl Transport {
         address: SocketAddr,
         expected: Option<&NodeName>,
     ) -> Result<Arc<Link>, DialError> {
-        let connecting =
-            self.endpoint.connect(address, MESH_SERVER_NAME).map_err(|why| DialError::Connect(why.to_string()))?;
+        let connecting = self
+            .endpoint
+            .connect(address, MESH_SERVER_NAME)
+            .map_err(|why| DialError::Connect(why.to_string()))?;
         let connection = tokio::time::timeout(DIAL_TIMEOUT, connecting)
             .await
             .map_err(|_| DialError::TimedOut)?
@@ -289,7 +299,9 @@ impl Transport {
             .peer_identity()
             .and_then(|any| any.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok());
         let identity = certificates.and_then(|chain| Identity::peer_of(&chain).ok());
-        let Some((identity, peer)) = identity.and_then(|identity| Some((identity.clone(), peer_of(&identity)?))) else {
+        let Some((identity, peer)) =
+            identity.and_then(|identity| Some((identity.clone(), peer_of(&identity)?)))
+        else {
             refuse(&connection, "not a node");
             return None;
         };
@@ -394,7 +406,13 @@ impl Transport {
     }
 
     /// Sends a membership packet, over a connection that is there or one that is made for it.
-    pub(crate) fn send_packet(self: &Arc<Self>, to: &NodeName, address: SocketAddr, scope: &Scope, packet: &[u8]) {
+    pub(crate) fn send_packet(
+        self: &Arc<Self>,
+        to: &NodeName,
+        address: SocketAddr,
+        scope: &Scope,
+        packet: &[u8],
+    ) {
         let datagram = join_packet(scope, packet);
         if let Some(link) = self.link(to) {
             if link.connection.send_datagram(datagram).is_err() {
@@ -471,7 +489,8 @@ impl Transport {
         let request = frames::read(&mut receive).await?;
         self.introduced(link, &request);
         let theirs = crate::exchange::read_scopes(&request.scopes);
-        let common: Vec<Scope> = self.core.scopes.iter().filter(|scope| theirs.contains(scope)).cloned().collect();
+        let common: Vec<Scope> =
+            self.core.scopes.iter().filter(|scope| theirs.contains(scope)).cloned().collect();
         let scopes = link.permitted(&common);
         let mut answer = gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.request(&scopes) };
         self.core.deltas_for(&request, &scopes, &mut answer);
@@ -483,7 +502,12 @@ impl Transport {
     }
 
     /// Verifying and merging is work for the processor, and a panic in it must stay in it.
-    async fn take(&self, link: &Link, message: gossip::Exchange, scopes: Vec<Scope>) -> Result<(), ExchangeError> {
+    async fn take(
+        &self,
+        link: &Link,
+        message: gossip::Exchange,
+        scopes: Vec<Scope>,
+    ) -> Result<(), ExchangeError> {
         if message.deltas.is_empty() && message.certificates.is_empty() {
             return Ok(());
         }

@@ -66,7 +66,14 @@ fn scopes(roles: Roles, region: &str) -> Vec<Scope> {
     all.into_iter().filter(|scope| scope.admits(roles, Some(&region))).collect()
 }
 
-async fn start(ca: &MeshCa, name: &str, region: &str, roles: &[Role], seeds: &[SocketAddr], dir: &Path) -> Node {
+async fn start(
+    ca: &MeshCa,
+    name: &str,
+    region: &str,
+    roles: &[Role],
+    seeds: &[SocketAddr],
+    dir: &Path,
+) -> Node {
     let subject = subject(name, region, roles);
     let identity = identity(ca, &subject);
     let record = record(ca, &subject, dir);
@@ -76,7 +83,11 @@ async fn start(ca: &MeshCa, name: &str, region: &str, roles: &[Role], seeds: &[S
     let metrics = Metrics::new();
     let (trigger, drain) = drain::channel();
     let gossip = Gossip::start(config, identity.clone(), &metrics, drain).await.unwrap();
-    let facts = NodeFacts { name: name.into(), gossip_address: gossip.local_addr().to_string(), ..NodeFacts::default() };
+    let facts = NodeFacts {
+        name: name.into(),
+        gossip_address: gossip.local_addr().to_string(),
+        ..NodeFacts::default()
+    };
     for scope in gossip.scopes() {
         match scope {
             Scope::Global => gossip.publish(Kind::NODE, scope, name, &facts),
@@ -176,8 +187,10 @@ async fn facts_reach_whom_they_are_for_and_outlive_control() {
     gateway.gossip.withdraw(Kind::SUMMARY, &Scope::Global, "fra/default/shop/web");
     until("withdrawals, too", || edge.gossip.entries(Kind::SUMMARY).is_empty()).await;
 
-    // A node on the deny-list is cut off, and does not come back.
-    gateway.identity.connections().set_denied([far.identity.own_id()]);
+    // A node on everybody's deny-list is cut off.
+    for node in [&gateway, &edge] {
+        node.identity.connections().set_denied([far.identity.own_id()]);
+    }
     until("the denied one is lost", || {
         gateway.gossip.members().borrow().find(&"was1-gw".parse().unwrap()).is_none()
     })
@@ -215,7 +228,8 @@ fn failed_dials(metrics: &Metrics) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lost_its_disk_takes_up_where_it_was() {
     let (ca, _ca_dir) = ca();
-    let (kept, lost, identity_only) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (kept, lost, identity_only) =
+        (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
     let edge = start(&ca, "fra1-edge", "fra", &[Role::Edge], &[], kept.path()).await;
     let seeds = [edge.gossip.local_addr()];
     let gateway = start(&ca, "fra1-gw", "fra", &[Role::Gateway], &seeds, lost.path()).await;
@@ -229,7 +243,8 @@ async fn a_node_that_lost_its_disk_takes_up_where_it_was() {
         .await;
     }
     gateway.gossip.publish(Kind::SUMMARY, &Scope::Global, "fra/old", &Instance::default());
-    until("the old one is seen", || edge.gossip.get(Kind::SUMMARY, &Scope::Global, "fra/old").is_some()).await;
+    until("the old one is seen", || edge.gossip.get(Kind::SUMMARY, &Scope::Global, "fra/old").is_some())
+        .await;
     gateway.gossip.close().await;
     // The same record key, but no records and no counter.
     let kept_key = atoll_identity::load_record(lost.path()).unwrap().unwrap();

@@ -258,13 +258,19 @@ impl Core {
             }
             let signed = self.signer.sign(&records);
             let pairs = records.into_iter().zip(signed);
-            let verified = pairs.map(|(record, signed)| exchange::verified(log.clone(), record, signed, &self.own));
+            let verified =
+                pairs.map(|(record, signed)| exchange::verified(log.clone(), record, signed, &self.own));
             self.write(log.clone(), epoch, verified.collect(), now_ms);
         }
         Ok(())
     }
 
-    fn desired_record(&self, epoch: u64, change: &DesiredChange, now_ms: u64) -> Result<Record, PublishError> {
+    fn desired_record(
+        &self,
+        epoch: u64,
+        change: &DesiredChange,
+        now_ms: u64,
+    ) -> Result<Record, PublishError> {
         let record = Record {
             owner: crate::scope::CONTROL_OWNER.to_owned(),
             kind: change.kind.0,
@@ -321,7 +327,10 @@ impl Core {
             outbox.put(id, Waiting { body: Some(body), again: true });
         }
         drop(outbox);
-        tracing::warn!(version = newest, "peers knew newer records of this node than its disk did; saying all again");
+        tracing::warn!(
+            version = newest,
+            "peers knew newer records of this node than its disk did; saying all again"
+        );
         self.unsigned.notify_one();
     }
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
-use crate::signers::RecordSigner;
+use crate::signers::{RecordSigner, test_signer};
 use atoll_identity::RecordKey;
 use atoll_model::{Role, Roles};
 use atoll_process::metrics::Metrics;
@@ -38,7 +38,7 @@ impl CertificateCheck for TextCheck {
         let parts: Vec<&str> = text.split('|').collect();
         let [name, region, roles, key] = parts[..] else { return Err("not four parts".into()) };
         let roles: Roles = roles.split(',').map(|role| role.parse::<Role>().unwrap()).collect();
-        let mut signer = crate::signers::test_signer(name, region, &roles);
+        let mut signer = test_signer(name, region, &roles);
         for (n, byte) in signer.public_key.iter_mut().enumerate() {
             *byte = u8::from_str_radix(&key[2 * n..2 * n + 2], 16).unwrap();
         }
@@ -118,7 +118,7 @@ fn a_host_can_not_speak_of_another_hosts_instance() {
         };
         let certificates = vec![signer.certificate().clone()];
         let message = gossip::Exchange { deltas: vec![delta], certificates, ..gossip::Exchange::default() };
-        gateway.take(message, &[fra.clone()], &evil.name, 0);
+        gateway.take(message, std::slice::from_ref(&fra), &evil.name, 0);
         assert_eq!(gateway.stats.refused(refusal), 1);
     }
     let entry = gateway.find(Kind::INSTANCE, &fra, "host-a/i-1").unwrap();
@@ -160,11 +160,14 @@ fn sixty_nodes_agree_despite_loss_and_a_partition() {
             let writer = rng.random_range(1..60);
             write_something(&nodes[writer], &cores[writer], round);
             revision += 1;
-            cores[0].publish_desired(1, vec![desired(&format!("k{}", revision % 9), revision, Some(b"v"))], round).unwrap();
+            cores[0]
+                .publish_desired(1, vec![desired(&format!("k{}", revision % 9), revision, Some(b"v"))], round)
+                .unwrap();
         }
         for a in 0..60 {
             for scope in &cores[a].scopes {
-                let peers: Vec<usize> = (0..60).filter(|b| *b != a && cores[*b].scopes.contains(scope)).collect();
+                let peers: Vec<usize> =
+                    (0..60).filter(|b| *b != a && cores[*b].scopes.contains(scope)).collect();
                 let b = peers[rng.random_range(0..peers.len())];
                 let parted = (nodes[a].region == "sin") != (nodes[b].region == "sin");
                 if !(cut_off && parted) {
@@ -174,7 +177,8 @@ fn sixty_nodes_agree_despite_loss_and_a_partition() {
         }
     }
     for scope in ["", "fra", "was", "sin"].map(|name| Scope::parse(name).unwrap()) {
-        let views: Vec<_> = cores.iter().filter(|core| core.scopes.contains(&scope)).map(|core| view(core, &scope)).collect();
+        let views: Vec<_> =
+            cores.iter().filter(|core| core.scopes.contains(&scope)).map(|core| view(core, &scope)).collect();
         assert!(!views[0].is_empty());
         assert!(views.iter().all(|other| *other == views[0]), "{scope} differs");
     }
@@ -190,7 +194,7 @@ fn write_something(node: &TestNode, core: &Core, round: u64) {
     core.publish(kind, &scope, &node.name, Bytes::from(round.to_string()));
     if node.roles.has(Role::Host) {
         let key = format!("{}/i-{}", node.name, round % 3);
-        if round % 5 == 0 {
+        if round.is_multiple_of(5) {
             core.withdraw(Kind::INSTANCE, &scope, &key);
         } else {
             core.publish(Kind::INSTANCE, &scope, &key, Bytes::from(round.to_string()));

@@ -39,13 +39,20 @@ impl World {
         let nodes = (0..count)
             .map(|n| Membership::new(Scope::Global, member(n, 1), &Pace::default(), seed + n as u64))
             .collect();
-        Self { now: Duration::ZERO, nodes, flying: Vec::new(), dead: HashSet::new(), rng: StdRng::seed_from_u64(seed) }
+        Self {
+            now: Duration::ZERO,
+            nodes,
+            flying: Vec::new(),
+            dead: HashSet::new(),
+            rng: StdRng::seed_from_u64(seed),
+        }
     }
 
     fn run(&mut self, for_ms: u64, loss: f64) {
         for _ in 0..for_ms / 10 {
             self.now += Duration::from_millis(10);
-            let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.flying).into_iter().partition(|f| f.0 <= self.now);
+            let (due, later): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.flying).into_iter().partition(|f| f.0 <= self.now);
             self.flying = later;
             for (_, from, to, bytes) in due {
                 if !self.dead.contains(&to) {
@@ -84,7 +91,11 @@ fn nodes_find_each_other_and_notice_a_loss_within_seconds() {
     world.run(8_000, 0.0);
     for (n, node) in world.nodes.iter_mut().enumerate().filter(|(n, _)| *n != 4) {
         assert!(!node.alive().any(|member| member.name.as_str() == "n4"), "n{n} still sees it");
-        assert!(node.poll_changes().iter().any(|change| matches!(change, Change::Down(m) if m.name.as_str() == "n4")));
+        assert!(
+            node.poll_changes()
+                .iter()
+                .any(|change| matches!(change, Change::Down(m) if m.name.as_str() == "n4"))
+        );
     }
     // It comes back under a higher generation.
     world.dead.remove(&4);
@@ -112,7 +123,8 @@ fn a_packet_counts_only_from_the_peer_that_the_certificate_names() {
     assert_eq!(a.alive().count(), 0);
     assert_eq!(a.handle_packet(Duration::ZERO, &peer(&member(1, 1)), &packets[0].1), Ok(()));
     assert_eq!(a.alive().count(), 1);
-    let mut was = Membership::new(Scope::Region(RegionName::new("was").unwrap()), member(0, 1), &Pace::default(), 1);
+    let mut was =
+        Membership::new(Scope::Region(RegionName::new("was").unwrap()), member(0, 1), &Pace::default(), 1);
     let refused = was.handle_packet(Duration::ZERO, &peer(&member(1, 1)), &packets[0].1);
     assert_eq!(refused, Err(PacketError::NotInScope(member(1, 1).name)));
 }

@@ -43,7 +43,11 @@ impl Counters {
             return Ok(());
         }
         let reserved = used.saturating_add(BLOCK);
-        atoll_process::files::write_atomic(&self.path, format!("{reserved} {}\n", self.generation).as_bytes(), 0o600)?;
+        atoll_process::files::write_atomic(
+            &self.path,
+            format!("{reserved} {}\n", self.generation).as_bytes(),
+            0o600,
+        )?;
         self.reserved = reserved;
         self.found = true;
         Ok(())

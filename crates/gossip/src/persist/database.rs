@@ -73,8 +73,10 @@ impl Database {
 
     /// Writes the changes in one transaction.
     pub(crate) fn write(&self, dirty: &Dirty, marks: &[(LogId, Option<Watermark>)]) -> Result<(), Error> {
-        catch_unwind(AssertUnwindSafe(|| self.write_all(dirty, marks).map_err(|why| Error::Io(why.to_string()))))
-            .unwrap_or_else(|_| Err(Error::Damaged("writing it failed unexpectedly".into())))
+        catch_unwind(AssertUnwindSafe(|| {
+            self.write_all(dirty, marks).map_err(|why| Error::Io(why.to_string()))
+        }))
+        .unwrap_or_else(|_| Err(Error::Damaged("writing it failed unexpectedly".into())))
     }
 
     fn write_all(&self, dirty: &Dirty, marks: &[(LogId, Option<Watermark>)]) -> Result<(), redb::Error> {
@@ -84,7 +86,9 @@ impl Database {
             for (id, record) in &dirty.records {
                 let key = record_key(id);
                 match record {
-                    Some(record) => drop(table.insert(key.as_slice(), record.signed.encode_to_vec().as_slice())?),
+                    Some(record) => {
+                        drop(table.insert(key.as_slice(), record.signed.encode_to_vec().as_slice())?)
+                    }
                     None => drop(table.remove(key.as_slice())?),
                 }
             }

@@ -16,8 +16,12 @@ fn filled(node: &TestNode) -> Core {
     let core = core_for(node, Limits::default(), 1);
     core.publish(Kind::NODE, &Scope::Global, "ctl", Bytes::from_static(b"facts"));
     assert!(!core.flush(1));
-    core.publish_desired(3, vec![desired("a", 1, Some(b"x")), desired("b", 2, Some(b"y")), desired("a", 3, None)], 1)
-        .unwrap();
+    core.publish_desired(
+        3,
+        vec![desired("a", 1, Some(b"x")), desired("b", 2, Some(b"y")), desired("a", 3, None)],
+        1,
+    )
+    .unwrap();
     core
 }
 
@@ -53,7 +57,8 @@ fn what_was_written_is_read_back_and_verified() {
 #[test]
 fn a_damaged_file_is_moved_aside() {
     let dir = TempDir::new().unwrap();
-    std::fs::write(dir.path().join(FILE), b"this is no database at all, only some text that is long enough").unwrap();
+    std::fs::write(dir.path().join(FILE), b"this is no database at all, only some text that is long enough")
+        .unwrap();
     let (mut disk, kept) = Disk::open(dir.path(), stats(), 77);
     assert!(kept.records.is_empty());
     assert!(dir.path().join("gossip.damaged-77").exists());

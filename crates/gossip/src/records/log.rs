@@ -138,9 +138,10 @@ impl Log {
         if let Err(refusal) = self.room_for(&record, before.map(|held| &held.record), limits) {
             return Insertion::Refused(refusal);
         }
-        let received_ms = before.filter(|held| same(&held.record.entry, &entry)).map_or(now_ms, |held| held.received_ms);
+        let received_ms =
+            before.filter(|held| same(&held.record.entry, &entry)).map_or(now_ms, |held| held.received_ms);
         let seen = match before {
-            Some(held) => !same(&held.record.entry, &entry) && !(held.record.entry.deleted && entry.deleted),
+            Some(held) => !(same(&held.record.entry, &entry) || (held.record.entry.deleted && entry.deleted)),
             None => !entry.deleted,
         };
         self.count(&record);
@@ -242,5 +243,8 @@ impl Log {
 }
 
 fn same(left: &Entry, right: &Entry) -> bool {
-    left.epoch == right.epoch && left.version == right.version && left.deleted == right.deleted && left.body == right.body
+    left.epoch == right.epoch
+        && left.version == right.version
+        && left.deleted == right.deleted
+        && left.body == right.body
 }

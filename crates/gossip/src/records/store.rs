@@ -93,7 +93,12 @@ impl Store {
 
     /// What somebody with this digest lacks, in the scopes, within about `budget` bytes. True when
     /// there is more.
-    pub(crate) fn deltas(&self, theirs: &[(LogId, Watermark)], scopes: &[Scope], budget: usize) -> (Vec<Delta>, bool) {
+    pub(crate) fn deltas(
+        &self,
+        theirs: &[(LogId, Watermark)],
+        scopes: &[Scope],
+        budget: usize,
+    ) -> (Vec<Delta>, bool) {
         let theirs: HashMap<&LogId, Watermark> = theirs.iter().map(|(id, mark)| (id, *mark)).collect();
         let mut deltas = Vec::new();
         let mut left = budget;
@@ -174,7 +179,13 @@ impl Store {
     }
 
     /// Puts back a log as it was kept on disk. The records were verified again.
-    pub(crate) fn restore(&mut self, id: &LogId, mark: Watermark, records: Vec<Verified>, now_ms: u64) -> Applied {
+    pub(crate) fn restore(
+        &mut self,
+        id: &LogId,
+        mark: Watermark,
+        records: Vec<Verified>,
+        now_ms: u64,
+    ) -> Applied {
         let mut applied = Applied::default();
         let log = self.logs.entry(id.clone()).or_insert_with(|| Log::new(mark.epoch));
         log.raise_floor(mark.floor);

@@ -140,8 +140,15 @@ fn a_version_is_never_parted() {
 fn a_watermark_is_not_believed_without_a_record() {
     let id = log_id("fra1-gw");
     let mut b = store();
-    let empty =
-        Delta { log: id.clone(), epoch: 9, after: 0, reset: true, floor: u64::MAX, more: false, records: Vec::new() };
+    let empty = Delta {
+        log: id.clone(),
+        epoch: 9,
+        after: 0,
+        reset: true,
+        floor: u64::MAX,
+        more: false,
+        records: Vec::new(),
+    };
     assert!(!b.apply(empty, 0).moved);
     assert_eq!(b.watermark(&id), None);
     let gap = Delta {
@@ -176,14 +183,34 @@ fn unknown_kinds_have_a_quota_and_do_not_stop_the_rest() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { owner: usize, key: u8, body: Option<u64> },
-    NewEpoch { owner: usize },
-    Exchange { from: usize, to: usize, budget: usize },
+    Write {
+        owner: usize,
+        key: u8,
+        body: Option<u64>,
+    },
+    NewEpoch {
+        owner: usize,
+    },
+    Exchange {
+        from: usize,
+        to: usize,
+        budget: usize,
+    },
     /// Remembered, to be delivered late.
-    Answer { from: usize, to: usize },
-    Deliver { index: usize, to: usize },
-    Collect { node: usize },
-    Restart { node: usize },
+    Answer {
+        from: usize,
+        to: usize,
+    },
+    Deliver {
+        index: usize,
+        to: usize,
+    },
+    Collect {
+        node: usize,
+    },
+    Restart {
+        node: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
