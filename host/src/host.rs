@@ -202,7 +202,7 @@ impl HostView {
         instance: &InstanceId,
         tail_lines: usize,
         follow: bool,
-    ) -> Option<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static> {
+    ) -> Option<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + use<>> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
         board.get(instance).map(|shown| logs::read(Arc::clone(&shown.log), tail_lines, follow))
     }
