@@ -33,7 +33,7 @@ use crate::world::World;
 use atoll_mesh_ca::MeshCa;
 use atoll_process::clock::unix_ms;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn_with_state, map_response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use std::sync::Arc;
@@ -122,6 +122,7 @@ impl Api {
             .fallback(|| async { Problem::not_found("there is nothing at this path; see /v1/openapi.json") })
             .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(map_response(problem::from_plain))
             .with_state(self.clone())
     }
 }

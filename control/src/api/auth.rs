@@ -10,12 +10,15 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
-use http::header;
+use http::{StatusCode, header};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// The first token, in the data folder; mode 0600.
 pub const ADMIN_TOKEN_FILE: &str = "admin-token";
+/// Longest wait for a request's body and our answer's head.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 const TOKEN_BYTES: usize = 32;
 const TOKEN_TEXT_MAX: usize = 256;
 
@@ -32,7 +35,14 @@ pub(super) async fn require(State(api): State<Api>, mut request: Request, next: 
     };
     api.metrics.requests.inc();
     request.extensions_mut().insert(caller);
-    next.run(request).await
+    // Streams answer their head at once; what follows it is not bounded here.
+    match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => {
+            let detail = "the request took too long: its body did not arrive, or the store is stuck";
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long", detail).into_response()
+        }
+    }
 }
 
 fn caller(store: &Store, request: &Request) -> Option<Caller> {

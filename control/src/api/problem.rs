@@ -96,6 +96,22 @@ impl Problem {
     }
 }
 
+/// Refusals of the framework's own (a body that is too large, a query that can't be read) as problems.
+pub(super) async fn from_plain(response: Response) -> Response {
+    let status = response.status();
+    let is_plain = response.headers().get(header::CONTENT_TYPE).is_some_and(|media| media.as_bytes().starts_with(b"text/plain"));
+    if !status.is_client_error() || !is_plain {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
+    let detail = String::from_utf8_lossy(&text).into_owned();
+    let (code, title) = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => ("too-large", "The request is too large"),
+        _ => ("bad-request", "The request cannot be read"),
+    };
+    Problem::new(status, code, title, detail).into_response()
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.status();

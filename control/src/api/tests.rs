@@ -57,7 +57,8 @@ async fn paths_methods_and_bodies_that_are_not_there() {
     assert_eq!(platform.get("/v1/apps/shop").await.0, 404);
     assert_eq!(deploy(&platform, None, json!("text")).await.0, 422);
     let huge = json!({ "app": "x".repeat(3 << 20) });
-    assert_eq!(deploy(&platform, None, huge).await.0, 413);
+    let (status, problem) = deploy(&platform, None, huge).await;
+    assert_eq!((status, problem["code"].as_str()), (413, Some("too-large")));
 }
 
 #[tokio::test]
@@ -143,8 +144,11 @@ async fn a_deploy_that_fails_says_why_and_the_old_revision_stays() {
     let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
     assert_eq!(last_event(&platform, accepted["deploy"].as_str().unwrap()).await.0, "done");
     let good = accepted["revisions"]["web"].clone();
-    FIRST_DONE.store(atoll_process::clock::unix_ms(), std::sync::atomic::Ordering::SeqCst);
-    tokio::time::sleep(Duration::from_millis(2)).await;
+    let now_ms = atoll_process::clock::unix_ms();
+    FIRST_DONE.store(now_ms, std::sync::atomic::Ordering::SeqCst);
+    while atoll_process::clock::unix_ms() == now_ms {
+        tokio::task::yield_now().await;
+    }
     let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
     let (name, last) = last_event(&platform, accepted["deploy"].as_str().unwrap()).await;
     assert_eq!(name, "rolled-back");
