@@ -50,6 +50,9 @@ pub enum Refusal {
     /// Not newer than what is held, or out of order: a replay.
     #[error("it is older than what is known")]
     Outdated,
+    /// The owner was removed from the platform.
+    #[error("its owner was removed")]
+    Denied,
     /// The owner has too many records.
     #[error("its owner has too many records")]
     Quota,
@@ -72,6 +75,7 @@ impl Refusal {
             Self::Epoch => "epoch",
             Self::Size => "size",
             Self::Outdated => "outdated",
+            Self::Denied => "denied",
             Self::Quota => "quota",
         }
     }

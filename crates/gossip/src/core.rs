@@ -201,6 +201,10 @@ impl Core {
                 self.refuse(Refusal::Scope, from, None);
                 continue;
             }
+            if self.find(Kind::DENIAL, &Scope::Global, log.owner.as_str()).is_some() {
+                self.refuse(Refusal::Denied, from, None);
+                continue;
+            }
             let held = self.state().store.watermark(&log);
             let signer_of = |fingerprint: &[u8]| self.state().signers.find(fingerprint).cloned();
             let refuse = |refusal, record: &Record| self.refuse(refusal, from, Some(record));
@@ -245,6 +249,19 @@ impl Core {
 
     /// After every change of the store, before the lock is released: readers see changes in order.
     fn settle(&self, state: &mut State, log: &LogId, applied: &Applied) {
+        self.note(state, log, applied);
+        for denial in applied.changes.iter().filter(|entry| entry.kind == Kind::DENIAL && !entry.deleted) {
+            // A node may still be told of its own removal; it is for the others to drop it.
+            let owner = Owner::parse(&denial.key).ok().filter(|owner| owner.as_str() != self.name.as_str());
+            let Some(owner) = owner else { continue };
+            for (log, forgotten) in state.store.forget(&owner) {
+                tracing::info!(%owner, scope = %log.scope, "dropped the records of a removed node");
+                self.note(state, &log, &forgotten);
+            }
+        }
+    }
+
+    fn note(&self, state: &mut State, log: &LogId, applied: &Applied) {
         state.dirty.note(applied);
         if applied.moved || !applied.kept.is_empty() {
             state.dirty.logs.insert(log.clone());

@@ -142,6 +142,29 @@ fn a_replayed_message_brings_nothing_back() {
     assert_eq!(edge.desired_version(&Scope::Global), (1, 2));
 }
 
+#[test]
+fn a_removed_nodes_records_go_and_stay_away() {
+    let control = core_for(&TestNode::new("ctl", "fra", &[Role::Control]), Limits::default(), 1);
+    let edge = core_for(&TestNode::new("fra1-edge", "fra", &[Role::Edge]), Limits::default(), 1);
+    let gone = core_for(&TestNode::new("was1-gw", "was", &[Role::Gateway]), Limits::default(), 1);
+    gone.publish(Kind::NODE, &Scope::Global, "was1-gw", Bytes::from_static(b"facts"));
+    gone.flush(0);
+    exchange(&edge, &gone, 0, || false);
+    assert_eq!(edge.entries(Kind::NODE).len(), 1);
+    let denial = |body, revision| DesiredChange { kind: Kind::DENIAL, ..desired("was1-gw", revision, body) };
+    control.publish_desired(1, vec![denial(Some(b"removed"), 1)], 0).unwrap();
+    exchange(&edge, &control, 0, || false);
+    assert!(edge.entries(Kind::NODE).is_empty());
+    exchange(&edge, &gone, 0, || false);
+    assert!(edge.entries(Kind::NODE).is_empty());
+    assert!(edge.stats.refused(Refusal::Denied) > 0);
+    // It may join again.
+    control.publish_desired(1, vec![denial(None, 2)], 0).unwrap();
+    exchange(&edge, &control, 0, || false);
+    exchange(&edge, &gone, 0, || false);
+    assert_eq!(edge.entries(Kind::NODE).len(), 1);
+}
+
 /// 60 nodes in three regions; a fifth of all messages lost; a region cut off for a while.
 #[test]
 fn sixty_nodes_agree_despite_loss_and_a_partition() {

@@ -200,6 +200,21 @@ impl Store {
         applied
     }
 
+    /// Forgets an owner altogether.
+    pub(crate) fn forget(&mut self, owner: &Owner) -> Vec<(LogId, Applied)> {
+        let ids: Vec<LogId> = self.logs.keys().filter(|id| id.owner == *owner).cloned().collect();
+        let mut forgotten = Vec::new();
+        for id in ids {
+            let Some(log) = self.logs.remove(&id) else { continue };
+            let dropped: Vec<Arc<Entry>> =
+                log.records().map(|record| Arc::new(record.entry.dropped())).collect();
+            self.show(&dropped);
+            forgotten
+                .push((id, Applied { changes: dropped.clone(), dropped, moved: true, ..Applied::default() }));
+        }
+        forgotten
+    }
+
     /// Collects old deletions; returns their entries.
     pub(crate) fn collect(&mut self, now_ms: u64) -> Vec<Arc<Entry>> {
         let collected = self.logs.values_mut().flat_map(|log| log.collect(&self.limits, now_ms));
