@@ -264,3 +264,45 @@ fn a_drain_loses_no_request() {
         }
     });
 }
+
+#[test]
+fn while_a_server_drains_a_request_is_answered_or_certainly_unsent() {
+    run(async {
+        let ca = Ca::new();
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let handled = Rc::<Cell<usize>>::default();
+        let counted = Rc::clone(&handled);
+        let handler = handler(move |_| {
+            counted.set(counted.get() + 1);
+            async { Response::new(Body::full("done")) }
+        });
+        let server = mesh_server(&gateway, ServerLimits::tunnel(), handler).await;
+        let peer = edge_peer(&ca, server.address);
+        let requests = (0..400).map(|number| {
+            let peer = peer.clone();
+            let trigger = &server.trigger;
+            async move {
+                // Spread over the drain's beginning, so that some meet each of its steps.
+                for _ in 0..number {
+                    tokio::task::yield_now().await;
+                }
+                if number == 100 {
+                    trigger.start();
+                }
+                match peer.send(post("/", "x"), SendTimeouts::default()).await {
+                    Ok(response) => {
+                        assert_eq!(read_all(response.into_body()).await.unwrap(), "done");
+                        true
+                    }
+                    Err(error) => {
+                        assert!(!error.sent, "{error}");
+                        false
+                    }
+                }
+            }
+        });
+        let answered = futures_util::future::join_all(requests).await.into_iter().filter(|ok| *ok).count();
+        assert_eq!(handled.get(), answered);
+        assert!(answered >= 100, "{answered}");
+    });
+}
