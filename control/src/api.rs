@@ -17,8 +17,8 @@ mod status;
 mod tokens;
 
 pub use auth::{ADMIN_TOKEN_FILE, admin_token};
-pub use problem::Problem;
 pub(crate) use changes::sweep as sweep_answers;
+pub use problem::Problem;
 pub use server::{ServerTls, serve};
 
 use crate::apps::Context;

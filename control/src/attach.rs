@@ -1,7 +1,9 @@
 //! Lines to nodes: control asks over the stream that each node holds open, the node answers.
 
 use atoll_model::NodeName;
-use atoll_wire::node::{Cancel, CanServe, ControlMessage, NodeMessage, ReadLogs, control_message::Ask, node_message::Answer};
+use atoll_wire::node::{
+    CanServe, Cancel, ControlMessage, NodeMessage, ReadLogs, control_message::Ask, node_message::Answer,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -243,7 +245,9 @@ mod tests {
         let unknown = attached.can_serve(&node, "a", 1, wait).await;
         assert_eq!(unknown, Err(AskError::NotAttached(node.clone())));
         let (end, mut asked) = attached.attach(node.clone());
-        let asking = async { tokio::join!(attached.can_serve(&node, "a", 1, wait), attached.can_serve(&node, "b", 1, wait)) };
+        let asking = async {
+            tokio::join!(attached.can_serve(&node, "a", 1, wait), attached.can_serve(&node, "b", 1, wait))
+        };
         let answering = async {
             let first = asked.recv().await.unwrap().unwrap();
             let second = asked.recv().await.unwrap().unwrap();

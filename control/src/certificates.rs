@@ -44,18 +44,31 @@ pub struct Opened {
 
 impl Certificates {
     /// Opens the CA that the configuration names, and writes its root where clients find it.
-    pub fn open(config: &Config, data_dir: &Path, sealer: Sealer, now_ms: u64) -> Result<Self, std::io::Error> {
+    pub fn open(
+        config: &Config,
+        data_dir: &Path,
+        sealer: Sealer,
+        now_ms: u64,
+    ) -> Result<Self, std::io::Error> {
         let PublicCa::Test = config.public_ca;
-        let ca = PublicTestCa::open_or_create(&data_dir.join("public-ca"), now_ms).map_err(std::io::Error::other)?;
+        let ca = PublicTestCa::open_or_create(&data_dir.join("public-ca"), now_ms)
+            .map_err(std::io::Error::other)?;
         atoll_process::files::write_atomic(&data_dir.join(PUBLIC_CA_FILE), ca.ca_pem().as_bytes(), 0o644)?;
         Ok(Self { ca: Arc::new(ca), sealer })
     }
 
     /// A new certificate for a domain.
-    pub fn issue(&self, cluster: &ClusterName, domain: &str, now_ms: u64) -> Result<Domain, CertificateError> {
+    pub fn issue(
+        &self,
+        cluster: &ClusterName,
+        domain: &str,
+        now_ms: u64,
+    ) -> Result<Domain, CertificateError> {
         let issued = self.ca.issue(domain, now_ms)?;
-        let sealed_key =
-            self.sealer.seal(&purpose(domain), issued.key.secret_pkcs8_der()).map_err(CertificateError::Seal)?;
+        let sealed_key = self
+            .sealer
+            .seal(&purpose(domain), issued.key.secret_pkcs8_der())
+            .map_err(CertificateError::Seal)?;
         let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         issued.chain.iter().for_each(|certificate| digest.update(certificate));
         tracing::info!(domain, not_after_ms = issued.not_after_ms, "public certificate issued");
@@ -100,7 +113,8 @@ pub fn is_due(domain: &Domain, now_ms: u64) -> bool {
 /// Replaces every certificate that is due; returns how many.
 pub async fn renew_due(store: &Store, certificates: &Certificates) -> Result<usize, StoreError> {
     let now_ms = unix_ms();
-    let due: Vec<Domain> = store.list::<Domain>("").into_iter().filter(|domain| is_due(domain, now_ms)).collect();
+    let due: Vec<Domain> =
+        store.list::<Domain>("").into_iter().filter(|domain| is_due(domain, now_ms)).collect();
     let count = due.len();
     for domain in due {
         let certificates = certificates.clone();

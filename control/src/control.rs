@@ -7,6 +7,7 @@ use crate::certificates::{Certificates, renew_due};
 use crate::config::Config;
 use crate::metrics::{ControlMetrics, NodePlaneMetrics};
 use crate::node_plane::{self, NodePlaneService};
+use crate::observer;
 use crate::publisher::{Held, Publisher};
 use crate::reconciler::Reconciler;
 use crate::reconciler::progress::Progresses;
@@ -14,7 +15,6 @@ use crate::store::objects::{App, Deploy, JoinToken, Node};
 use crate::store::seal::Sealer;
 use crate::store::{Change, DesiredFeed, Store, StoreError};
 use crate::world::World;
-use crate::observer;
 use atoll_gossip::Gossip;
 use atoll_identity::{Identity, TrustDomain};
 use atoll_mesh_ca::MeshCa;
@@ -129,8 +129,7 @@ impl Control {
         let sealer = Sealer::open_or_create(&dir.join("seal.key")).map_err(prepare("its sealing key"))?;
         let certificates =
             Certificates::open(&config, dir, sealer.clone(), now_ms).map_err(prepare("the public CA"))?;
-        let admin_token =
-            api::admin_token(&store, dir, now_ms).await.map_err(prepare("the admin token"))?;
+        let admin_token = api::admin_token(&store, dir, now_ms).await.map_err(prepare("the admin token"))?;
         register_self(&store, &handles, now_ms).await?;
         let api_listener = listen("API", config.api_listen).await?;
         let node_plane_listener = listen("node plane", config.node_plane_listen).await?;
@@ -167,8 +166,12 @@ impl Bound {
         };
         let tasks = Tasks::new(Handle::current());
         let gossip = handles.gossip.clone();
-        tasks.spawn("control observer", observer::run(gossip.clone(), handles.name.clone(), world_in, drain.clone()));
-        let publisher = Publisher { store: store.clone(), feed, gossip, held: held.clone(), metrics: metrics.clone() };
+        tasks.spawn(
+            "control observer",
+            observer::run(gossip.clone(), handles.name.clone(), world_in, drain.clone()),
+        );
+        let publisher =
+            Publisher { store: store.clone(), feed, gossip, held: held.clone(), metrics: metrics.clone() };
         tasks.spawn("control publisher", publisher.run(drain.clone()));
         let reconciler = Reconciler {
             store: store.clone(),
@@ -180,12 +183,24 @@ impl Bound {
             metrics: metrics.clone(),
         };
         tasks.spawn("control reconciler", reconciler.run(drain.clone()));
-        tasks.spawn("control upkeep", upkeep(store.clone(), certificates.clone(), config.clone(), drain.clone()));
+        tasks.spawn(
+            "control upkeep",
+            upkeep(store.clone(), certificates.clone(), config.clone(), drain.clone()),
+        );
         let plane = NodePlaneMetrics::new(&handles.metrics);
-        match NodePlaneService::new(store.clone(), handles.mesh_ca.clone(), certificates, attached.clone(), plane) {
+        match NodePlaneService::new(
+            store.clone(),
+            handles.mesh_ca.clone(),
+            certificates,
+            attached.clone(),
+            plane,
+        ) {
             Ok(service) => {
                 let identity = handles.identity.clone();
-                tasks.spawn("node plane", node_plane::serve(node_plane_listener, identity, service, drain.clone()));
+                tasks.spawn(
+                    "node plane",
+                    node_plane::serve(node_plane_listener, identity, service, drain.clone()),
+                );
             }
             Err(error) => tracing::error!(%error, "the node plane could not be started"),
         }
@@ -269,7 +284,11 @@ async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(|source| BindError::Listen { what, address, source })
 }
 
-fn local_addr(what: &'static str, listener: &TcpListener, address: SocketAddr) -> Result<SocketAddr, BindError> {
+fn local_addr(
+    what: &'static str,
+    listener: &TcpListener,
+    address: SocketAddr,
+) -> Result<SocketAddr, BindError> {
     listener.local_addr().map_err(|source| BindError::Listen { what, address, source })
 }
 
@@ -277,8 +296,13 @@ fn local_addr(what: &'static str, listener: &TcpListener, address: SocketAddr) -
 fn api_names(config: &Config, address: SocketAddr) -> Vec<ServerName<'static>> {
     let listed = config.api_names.iter().filter_map(|name| {
         let parsed = ServerName::try_from(name.clone());
-        parsed.inspect_err(|_| tracing::warn!(name, "not a host name; left out of the API's certificate")).ok()
+        parsed
+            .inspect_err(|_| tracing::warn!(name, "not a host name; left out of the API's certificate"))
+            .ok()
     });
     let own = (!address.ip().is_unspecified()).then(|| ServerName::from(address.ip()));
     listed.chain(own).chain(ServerName::try_from("localhost")).collect()
 }
+
+#[cfg(test)]
+mod tests;

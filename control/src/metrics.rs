@@ -26,7 +26,8 @@ impl NodePlaneMetrics {
         Self {
             joined: metrics.counter("atoll_control_nodes_joined", "Nodes that joined"),
             renewed: metrics.counter("atoll_control_nodes_renewed", "Node certificates renewed"),
-            recovered: metrics.counter("atoll_control_nodes_recovered", "Expired node certificates exchanged"),
+            recovered: metrics
+                .counter("atoll_control_nodes_recovered", "Expired node certificates exchanged"),
             workloads: metrics.counter("atoll_control_workloads_issued", "Workload certificates issued"),
             refused: metrics.counter("atoll_control_node_plane_refused", "Calls of the node plane refused"),
         }
@@ -62,7 +63,8 @@ impl ControlMetrics {
     pub fn new(metrics: &Metrics) -> Self {
         Self {
             requests: metrics.counter("atoll_control_api_requests", "API requests answered"),
-            unauthorized: metrics.counter("atoll_control_api_unauthorized", "API requests without a valid token"),
+            unauthorized: metrics
+                .counter("atoll_control_api_unauthorized", "API requests without a valid token"),
             deploys: metrics.counter("atoll_control_deploys_accepted", "Deploys accepted"),
             deploys_failed: metrics.counter("atoll_control_deploys_failed", "Deploys that failed"),
             store_errors: metrics.counter("atoll_control_store_errors", "Changes that could not be stored"),

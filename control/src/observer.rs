@@ -12,14 +12,14 @@ use tokio::sync::watch;
 /// Changes come in bursts: this long they are gathered.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Follows gossip until the drain is forced or gossip ends.
+/// Follows gossip until the drain starts or gossip ends.
 pub async fn run(gossip: Gossip, own: NodeName, sender: watch::Sender<Arc<World>>, drain: Drain) {
     let mut records = gossip.subscribe(&[Kind::NODE, Kind::REGION_NODE, Kind::INSTANCE]);
     let mut members = gossip.members();
     let mut world = World::default();
     loop {
         tokio::select! {
-            () = drain.forced() => return,
+            () = drain.draining() => return,
             entries = records.next() => match entries {
                 None => return,
                 Some(entries) => entries.iter().for_each(|entry| apply(&mut world, entry)),

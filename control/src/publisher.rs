@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The kinds of desired state.
-const KINDS: [Kind; 5] = [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::CERTIFICATE, Kind::DENIAL, Kind::PLACEMENT];
+const KINDS: [Kind; 5] =
+    [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::CERTIFICATE, Kind::DENIAL, Kind::PLACEMENT];
 /// After a comparison that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// After the start, for what gossip's peers keep to arrive before what is too much is removed.
@@ -51,7 +52,7 @@ impl Held {
     }
 }
 
-/// Publishes until the drain is forced or the store is closed.
+/// Publishes until the drain starts or the store is closed.
 #[derive(Debug)]
 pub struct Publisher {
     /// The truth.
@@ -69,20 +70,31 @@ pub struct Publisher {
 impl Publisher {
     /// Runs it.
     pub async fn run(mut self, drain: Drain) {
-        self.publish_all().await;
+        self.catch_up().await;
+        let mut blocked = self.would_replace_much();
+        if !blocked {
+            self.publish_all().await;
+        }
         let extra = tokio::time::sleep(EXTRA_AFTER);
         tokio::pin!(extra);
         let mut looked = false;
         loop {
             tokio::select! {
                 () = drain.draining() => break,
-                () = &mut extra, if !looked => {
+                () = &mut extra, if !looked && !blocked => {
                     looked = true;
                     self.remove_extra(false).await;
                 }
-                () = self.held.0.confirmed.notified() => self.remove_extra(true).await,
+                () = self.held.0.confirmed.notified() => {
+                    if std::mem::take(&mut blocked) {
+                        self.publish_all().await;
+                    }
+                    self.remove_extra(true).await;
+                }
                 fed = self.feed.next() => match fed {
                     None => return,
+                    // All is published once it is confirmed.
+                    Some(_) if blocked => {}
                     Some(Feed::CompareAll) => self.publish_all().await,
                     Some(Feed::Batch(batch)) => {
                         if !self.publish(batch).await {
@@ -93,6 +105,53 @@ impl Publisher {
                 },
             }
         }
+    }
+
+    /// A store that was put back from a copy must not use revisions again that gossip has seen.
+    async fn catch_up(&self) {
+        let epoch = self.store.epoch();
+        let seen = self.gossip.scopes().iter().map(|scope| self.gossip.desired_version(scope));
+        let newest = seen.filter(|(of, _)| *of == epoch).map(|(_, revision)| revision).max().unwrap_or(0);
+        if seen_later(self.gossip.scopes().iter().map(|scope| self.gossip.desired_version(scope).0), epoch) {
+            tracing::error!(
+                epoch,
+                "nodes have desired state of a newer store than this one: what this one says is not heard"
+            );
+        }
+        if newest > *self.store.revisions().borrow() {
+            tracing::warn!(
+                newest,
+                "the store is older than what nodes have seen of it: it goes on after that"
+            );
+            let skipped = self.store.change(move |change| {
+                change.skip_to(newest);
+                Ok::<_, StoreError>(())
+            });
+            if let Err(error) = skipped.await {
+                tracing::error!(%error, "it could not");
+            }
+        }
+    }
+
+    /// A new store's first record makes nodes forget all of the store before. Where that is much, it waits
+    /// for a confirmation: the store may have been lost, not emptied.
+    fn would_replace_much(&self) -> bool {
+        let epoch = self.store.epoch();
+        let old = |entry: &Arc<Entry>| entry.owner == Owner::Control && entry.epoch < epoch;
+        let entries: Vec<Arc<Entry>> =
+            KINDS.into_iter().flat_map(|kind| self.gossip.entries(kind)).filter(old).collect();
+        let blocked = must_confirm(entries.len(), entries.len(), false);
+        if blocked {
+            tracing::error!(
+                count = entries.len(),
+                "nodes have desired state of a store before this one; nothing is published until `POST /v1/held/confirm`"
+            );
+            let name =
+                |entry: &Arc<Entry>| format!("{:08x}/{}/{}", entry.kind.0, entry.scope.as_str(), entry.key);
+            self.metrics.held.set(entries.len().try_into().unwrap_or(i64::MAX));
+            self.held.set(entries.iter().map(name).collect());
+        }
+        blocked
     }
 
     /// Everything that the store has; what gossip has already it passes over.
@@ -128,16 +187,22 @@ impl Publisher {
     /// Deletes what gossip holds and the store does not: what an earlier run could not say any more. Where
     /// that is much, the store may be the one that is wrong: it waits for a confirmation.
     async fn remove_extra(&self, confirmed: bool) {
+        // Gossip first: what is committed after that is in what we read of the store.
+        let present = KINDS.map(|kind| {
+            let entries = self.gossip.entries(kind).into_iter();
+            (kind, entries.filter(|entry| entry.owner == Owner::Control).collect::<Vec<Arc<Entry>>>())
+        });
         let wanted: BTreeSet<(Kind, String, String)> =
             self.store.desired().into_iter().map(|record| (record.kind, record.scope, record.key)).collect();
         let mut remove = Vec::new();
         let mut held = Vec::new();
-        for kind in KINDS {
-            let entries: Vec<Arc<Entry>> = self.gossip.entries(kind).into_iter().filter(|e| e.owner == Owner::Control).collect();
+        for (kind, entries) in present {
             let id = |entry: &Arc<Entry>| (kind, entry.scope.as_str().to_owned(), entry.key.to_string());
             let extra: Vec<_> = entries.iter().map(id).filter(|id| !wanted.contains(id)).collect();
             if must_confirm(extra.len(), entries.len(), confirmed) {
-                held.extend(extra.into_iter().map(|(kind, scope, key)| format!("{:08x}/{scope}/{key}", kind.0)));
+                held.extend(
+                    extra.into_iter().map(|(kind, scope, key)| format!("{:08x}/{scope}/{key}", kind.0)),
+                );
             } else {
                 remove.extend(extra);
             }
@@ -164,8 +229,13 @@ impl Publisher {
     }
 }
 
+fn seen_later(mut epochs: impl Iterator<Item = u64>, epoch: u64) -> bool {
+    epochs.any(|seen| seen > epoch)
+}
+
 fn to_change(record: DesiredRecord) -> Option<DesiredChange> {
-    let scope = Scope::parse(&record.scope).inspect_err(|error| tracing::error!(%error, "a stored scope")).ok()?;
+    let scope =
+        Scope::parse(&record.scope).inspect_err(|error| tracing::error!(%error, "a stored scope")).ok()?;
     Some(DesiredChange {
         kind: record.kind,
         scope,

@@ -7,9 +7,9 @@
 //! Keys are `<kind>/<organization>/…`; values are JSON, but for desired records (see [`change`]).
 
 pub mod change;
+mod disk;
 pub mod objects;
 pub mod seal;
-mod disk;
 mod writer;
 
 pub use change::{Change, DesiredRecord};

@@ -16,9 +16,9 @@ use crate::world::{NodeSeen, Observed, World};
 use atoll_identity::TrustDomain;
 use atoll_mesh_ca::{Lifetimes, MeshCa};
 use atoll_model::{Kind, NodeName, Role, Roles};
+use atoll_process::Metrics;
 use atoll_process::clock::unix_ms;
 use atoll_process::drain::{self, Drain, DrainTrigger};
-use atoll_process::Metrics;
 use atoll_wire::record::{self, NodeFacts, instance::State};
 use bytes::Bytes;
 use http::{Method, Request, Response};
@@ -45,7 +45,9 @@ pub(crate) struct Platform {
 
 pub(crate) fn mesh_ca(folder: &std::path::Path) -> Arc<MeshCa> {
     let trust_domain = TrustDomain::new("test.atoll").unwrap();
-    Arc::new(MeshCa::open_or_create(&folder.join("ca"), trust_domain, Lifetimes::default(), unix_ms()).unwrap())
+    Arc::new(
+        MeshCa::open_or_create(&folder.join("ca"), trust_domain, Lifetimes::default(), unix_ms()).unwrap(),
+    )
 }
 
 impl Platform {
@@ -111,7 +113,8 @@ impl Platform {
                     if placement.state == PlacementState::Drain {
                         facts.set_state(State::Stopped);
                     }
-                    let seen = Observed::from_record(placement.host.clone(), placement.region.as_str(), facts);
+                    let seen =
+                        Observed::from_record(placement.host.clone(), placement.region.as_str(), facts);
                     now.instances.insert(placement.instance, seen);
                 }
                 world.send_replace(Arc::new(now));
@@ -120,7 +123,13 @@ impl Platform {
         });
     }
 
-    pub(crate) async fn call(&self, method: Method, path: &str, key: Option<&str>, body: Value) -> (u16, Value) {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        key: Option<&str>,
+        body: Value,
+    ) -> (u16, Value) {
         let mut request = Request::builder().method(method).uri(path);
         request = request.header("authorization", format!("Bearer {}", self.token));
         if let Some(key) = key {
@@ -140,7 +149,8 @@ impl Platform {
     pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Response<hyper::body::Incoming> {
         request.headers_mut().insert("host", "control".parse().unwrap());
         let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         sender.send_request(request).await.unwrap()
     }

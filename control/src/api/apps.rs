@@ -115,19 +115,23 @@ pub(super) async fn deploy(
     let app = app_name(&app)?;
     let compiled: CompiledApp = decode(&body)?;
     if compiled.app != app {
-        return Err(Problem::invalid("app", format!("the path names app `{app}`, the body `{}`", compiled.app)));
+        return Err(Problem::invalid(
+            "app",
+            format!("the path names app `{app}`, the body `{}`", compiled.app),
+        ));
     }
     let context = api.context();
     if options.dry_run {
         let org = caller.org;
-        let planned = api.store.change(move |change| {
-            plan_changes(change, &context, &org, &compiled).map_err(Problem::from)
-        });
+        let planned = api
+            .store
+            .change(move |change| plan_changes(change, &context, &org, &compiled).map_err(Problem::from));
         let (changes, _) = planned.await?;
         return Ok(Json(Plan { changes }).into_response());
     }
     let metrics = api.metrics.clone();
-    let request = Request { caller: caller.clone(), headers: &headers, method: Method::PUT, uri: &uri, body: &body };
+    let request =
+        Request { caller: caller.clone(), headers: &headers, method: Method::PUT, uri: &uri, body: &body };
     change(&api, request, move |change| {
         let accepted = accept(change, &context, &caller, &compiled, options.confirm)?;
         metrics.deploys.inc();
@@ -148,7 +152,8 @@ pub(super) async fn remove(
 ) -> Result<Response, Problem> {
     let app = app_name(&app)?;
     let context = api.context();
-    let request = Request { caller: caller.clone(), headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
+    let request =
+        Request { caller: caller.clone(), headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
     change(&api, request, move |change| {
         let deploy = accept_delete(change, &context, &caller, &app)?;
         Ok((StatusCode::ACCEPTED, Removal { deploy: deploy.to_string() }))

@@ -40,7 +40,8 @@ pub(super) async fn require(State(api): State<Api>, mut request: Request, next: 
         Ok(response) => response,
         Err(_elapsed) => {
             let detail = "the request took too long: its body did not arrive, or the store is stuck";
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long", detail).into_response()
+            Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long", detail)
+                .into_response()
         }
     }
 }

@@ -61,7 +61,14 @@ pub(super) async fn change<T: Serialize>(
             sealer.seal(&purpose, &body).map_err(|error| Problem::internal(error.to_string()))?;
         make_room(change, now_ms);
         let (status_code, expires_ms) = (status.as_u16(), now_ms + KEPT_MS);
-        change.put(&Idempotency { org, key, request: print, status: status_code, sealed_body, expires_ms })?;
+        change.put(&Idempotency {
+            org,
+            key,
+            request: print,
+            status: status_code,
+            sealed_body,
+            expires_ms,
+        })?;
         Ok((status, body))
     });
     let ((status, body), _revision) = done.await.inspect_err(|problem| {

@@ -13,7 +13,8 @@ use tokio_stream::wrappers::WatchStream;
 
 pub(super) fn status(api: &Api, caller: &Caller, id: &str) -> Result<DeployStatus, Problem> {
     let stored = api.store.get::<Deploy>(&format!("{}/{id}", caller.org));
-    let deploy = stored.ok_or_else(|| Problem::not_found(format!("there is no deploy `{}`", id.escape_debug())))?;
+    let deploy =
+        stored.ok_or_else(|| Problem::not_found(format!("there is no deploy `{}`", id.escape_debug())))?;
     let domains = api.store.list::<Domain>(&format!("{}/", caller.org));
     let of_app = domains.iter().filter(|domain| domain.cluster.app == deploy.app);
     let mut status = DeployStatus::of(&deploy, of_app.map(|domain| api.config.url(&domain.domain)).collect());
@@ -57,7 +58,9 @@ pub(super) async fn events(
             false => Some("progress".to_owned()),
         };
         let event = Event::default().event(name.unwrap_or_default());
-        Ok(event.json_data(&status).unwrap_or_else(|error| Event::default().event("error").data(error.to_string())))
+        Ok(event
+            .json_data(&status)
+            .unwrap_or_else(|error| Event::default().event("error").data(error.to_string())))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
 }

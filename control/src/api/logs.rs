@@ -94,7 +94,9 @@ fn unreachable(error: &AskError) -> Problem {
         AskError::Timeout => {
             Problem::new(StatusCode::GATEWAY_TIMEOUT, "host-timeout", "The host did not answer", detail)
         }
-        AskError::Busy(_) => Problem::new(StatusCode::TOO_MANY_REQUESTS, "host-busy", "The host is busy", detail),
+        AskError::Busy(_) => {
+            Problem::new(StatusCode::TOO_MANY_REQUESTS, "host-busy", "The host is busy", detail)
+        }
         AskError::NotAttached(_) | AskError::Gone | AskError::Node(_) => {
             Problem::new(StatusCode::BAD_GATEWAY, "host-unreachable", "The host cannot be asked", detail)
         }

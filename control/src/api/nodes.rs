@@ -51,7 +51,10 @@ pub(super) struct NodeView {
 }
 
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Vec<NodeView>)))]
-pub(super) async fn list(State(api): State<Api>, Extension(_caller): Extension<Caller>) -> Json<Vec<NodeView>> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(_caller): Extension<Caller>,
+) -> Json<Vec<NodeView>> {
     Json(views(&api))
 }
 

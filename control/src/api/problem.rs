@@ -36,7 +36,12 @@ pub struct Problem {
 impl Problem {
     /// Any problem.
     #[must_use]
-    pub fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
         Self {
             kind: format!("urn:atoll:problem:{code}"),
             title,
@@ -99,7 +104,10 @@ impl Problem {
 /// Refusals of the framework's own (a body that is too large, a query that can't be read) as problems.
 pub(super) async fn from_plain(response: Response) -> Response {
     let status = response.status();
-    let is_plain = response.headers().get(header::CONTENT_TYPE).is_some_and(|media| media.as_bytes().starts_with(b"text/plain"));
+    let is_plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media| media.as_bytes().starts_with(b"text/plain"));
     if !status.is_client_error() || !is_plain {
         return response;
     }
@@ -133,12 +141,14 @@ impl From<StoreError> for Problem {
                 let detail = "the control node's disk is full; nothing was changed: free some space there";
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "store-full", "The store is full", detail)
             }
-            StoreError::Busy | StoreError::Closed | StoreError::Broken(_) | StoreError::InUse(_) => Self::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "store-unavailable",
-                "The store cannot be written",
-                detail,
-            ),
+            StoreError::Busy | StoreError::Closed | StoreError::Broken(_) | StoreError::InUse(_) => {
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "store-unavailable",
+                    "The store cannot be written",
+                    detail,
+                )
+            }
             StoreError::Newer { .. } | StoreError::Damaged(_) => Self::internal(detail),
         }
     }
@@ -152,7 +162,8 @@ impl From<Refusal> for Problem {
                 let all: Vec<String> =
                     errors.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect();
                 let title = "The app is not valid";
-                let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-app", title, all.join("; "));
+                let problem =
+                    Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-app", title, all.join("; "));
                 let place = errors.first().map(|fault| fault.field.clone());
                 Self { place, errors, ..problem }
             }

@@ -44,7 +44,10 @@ impl ServerTls {
         let key = TlsKey::generate().map_err(io::Error::other)?;
         let csr = key.csr().map_err(io::Error::other)?;
         let chain = self.ca.issue_server(&self.names, &csr, now_ms).map_err(io::Error::other)?;
-        let key = crypto_provider().key_provider.load_private_key(key.to_pkcs8().into()).map_err(io::Error::other)?;
+        let key = crypto_provider()
+            .key_provider
+            .load_private_key(key.to_pkcs8().into())
+            .map_err(io::Error::other)?;
         let certified = Arc::new(CertifiedKey::new(chain, key));
         let life_ms = u64::try_from(self.ca.lifetimes().server.as_millis()).unwrap_or(u64::MAX);
         let renew_ms = now_ms.saturating_add(life_ms / 2);
@@ -114,7 +117,11 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerTls>>, router: R
     let _timed_out = tokio::time::timeout(DRAIN_TIMEOUT, places.acquire_many(all)).await.is_err();
 }
 
-async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, drain: Drain) {
+async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    drain: Drain,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder

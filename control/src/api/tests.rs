@@ -21,7 +21,8 @@ async fn last_event(platform: &Platform, id: &str) -> (String, Value) {
     let bytes = tokio::time::timeout(Duration::from_secs(10), body).await.unwrap().unwrap().to_bytes();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
     let event = text.trim_end().rsplit("\n\n").find(|event| event.contains("event:")).unwrap();
-    let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let field =
+        |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     (field("event:"), serde_json::from_str(&field("data:")).unwrap())
 }
 
@@ -41,7 +42,8 @@ async fn nothing_without_a_token_but_the_description() {
         assert_eq!((problem["code"].as_str(), problem["status"].as_u64()), (Some("unauthorized"), Some(401)));
     }
     let response = platform.send(Request::get("/v1/openapi.json").body(Full::default()).unwrap()).await;
-    let document: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    let document: Value =
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
     assert!(document["paths"]["/v1/apps/{app}"]["put"].is_object());
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(platform.folder.path().join("admin-token")).unwrap().permissions(),
@@ -53,7 +55,10 @@ async fn nothing_without_a_token_but_the_description() {
 async fn paths_methods_and_bodies_that_are_not_there() {
     let platform = Platform::start().await;
     assert_eq!(platform.get("/v1/nope").await.1["code"], "not-found");
-    assert_eq!(platform.call(Method::POST, "/v1/apps", None, Value::Null).await.1["code"], "method-not-allowed");
+    assert_eq!(
+        platform.call(Method::POST, "/v1/apps", None, Value::Null).await.1["code"],
+        "method-not-allowed"
+    );
     assert_eq!(platform.get("/v1/apps/shop").await.0, 404);
     assert_eq!(deploy(&platform, None, json!("text")).await.0, 422);
     let huge = json!({ "app": "x".repeat(3 << 20) });
@@ -69,7 +74,10 @@ async fn an_app_that_makes_no_sense_is_refused_before_anything_changes() {
     let (status, problem) = deploy(&platform, None, bad).await;
     assert_eq!((status, problem["code"].as_str()), (422, Some("invalid-app")));
     let text = problem.to_string();
-    assert!(text.contains("unknown region `mars`") && text.contains("min (1) is greater than max (0)"), "{text}");
+    assert!(
+        text.contains("unknown region `mars`") && text.contains("min (1) is greater than max (0)"),
+        "{text}"
+    );
     let mut other = shop(&[("fra", 1)]);
     other["app"] = "other".into();
     assert_eq!(deploy(&platform, None, other).await.0, 422);
@@ -82,7 +90,8 @@ async fn a_dry_run_changes_nothing() {
     let path = "/v1/apps/shop?dry_run=true";
     let (status, plan) = platform.call(Method::PUT, path, None, shop(&[("fra", 1)])).await;
     assert_eq!(status, 200);
-    let named: Vec<_> = plan["changes"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    let named: Vec<_> =
+        plan["changes"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
     assert_eq!(named, ["shop", "web", "shop.localhost"]);
     assert_eq!(platform.get("/v1/apps").await.1, json!([]));
 }
@@ -204,4 +213,3 @@ async fn logs_come_from_the_host() {
     let response = platform.send(request.body(Full::default()).unwrap()).await;
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one\ntwo\n");
 }
-

@@ -67,7 +67,10 @@ pub(super) struct TokenView {
 }
 
 #[utoipa::path(get, path = "/v1/tokens/join", responses((status = 200, body = Vec<TokenView>)))]
-pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Json<Vec<TokenView>> {
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+) -> Json<Vec<TokenView>> {
     let now_ms = unix_ms();
     let view = |JoinToken { record, .. }: JoinToken| TokenView {
         state: match &record.used_by {
@@ -106,8 +109,15 @@ pub(super) async fn create(
     }
     let region = region(&api, &wish)?;
     let now_ms = unix_ms();
-    let grant = TokenGrant { roles: wish.roles, site: wish.site, region, node: wish.node, expires_ms: now_ms + ttl_ms };
-    let fingerprint = HEXLOWER.decode(api.ca.fingerprint().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+    let grant = TokenGrant {
+        roles: wish.roles,
+        site: wish.site,
+        region,
+        node: wish.node,
+        expires_ms: now_ms + ttl_ms,
+    };
+    let fingerprint =
+        HEXLOWER.decode(api.ca.fingerprint().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
     let fingerprint = fingerprint.ok_or_else(|| Problem::internal("the CA's fingerprint is malformed"))?;
     let (org, by) = (caller.org.clone(), caller.name.clone());
     let request = Request { caller, headers: &headers, method: Method::POST, uri: &uri, body: &body };

@@ -246,7 +246,8 @@ pub fn plan_changes(
         return Err(Refusal::Invalid(faults));
     }
     let app = &request.app;
-    let planned = |action, object, name: String, detail: String| PlannedChange { action, object, name, detail };
+    let planned =
+        |action, object, name: String, detail: String| PlannedChange { action, object, name, detail };
     let mut plan = Vec::new();
     if change.get::<App>(&format!("{org}/{app}")).is_none() {
         plan.push(planned("create", "app", app.to_string(), String::new()));
@@ -275,7 +276,8 @@ pub fn plan_changes(
 
 fn service_change(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> (&'static str, String) {
     let regions = |spec: &ServiceSpec| {
-        let each = spec.regions.iter().map(|(region, scale)| format!("{region}={}..{}", scale.min, scale.max));
+        let each =
+            spec.regions.iter().map(|(region, scale)| format!("{region}={}..{}", scale.min, scale.max));
         each.collect::<Vec<_>>().join(" ")
     };
     match old {

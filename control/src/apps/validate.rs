@@ -61,7 +61,8 @@ fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &m
         let at = at(&format!("regions.{region}"));
         if !context.regions.contains(region) {
             let known: Vec<&str> = context.regions.iter().map(RegionName::as_str).collect();
-            faults.add(at.clone(), format!("unknown region `{region}`; the regions are {}", known.join(", ")));
+            faults
+                .add(at.clone(), format!("unknown region `{region}`; the regions are {}", known.join(", ")));
         }
         if scale.min > scale.max {
             faults.add(at.clone(), format!("min ({}) is greater than max ({})", scale.min, scale.max));

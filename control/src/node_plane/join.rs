@@ -22,6 +22,8 @@ pub(super) enum JoinError {
     Token(#[from] TokenRefusal),
     #[error("a node of this name has joined already: remove it first, or bind the token to the name")]
     NameTaken,
+    #[error("this name is reserved")]
+    Reserved,
     #[error("{0}")]
     Ca(#[from] CaError),
     #[error("{0}")]
@@ -43,6 +45,9 @@ pub(super) fn join(
     let wish = JoinWish { node, roles: None, site: None };
     check(stored.as_ref().map(|stored| &stored.record), presented, &wish, now_ms)?;
     let mut stored = stored.ok_or(TokenRefusal::Unknown)?;
+    if atoll_gossip::authority::is_reserved(node.as_str()) {
+        return Err(JoinError::Reserved);
+    }
     let before = change.get::<Node>(&format!("{org}/{node}"));
     let bound = stored.record.node.is_some();
     if before.as_ref().is_some_and(|before| !before.removed) && !bound {

@@ -127,7 +127,8 @@ impl NodePlane for NodePlaneService {
         let peer = address(&request);
         let request = request.into_inner();
         let invalid = || Status::permission_denied(TokenRefusal::PUBLIC);
-        let (Ok(presented), Ok(node)) = (request.token.parse::<token::JoinToken>(), request.node.parse::<NodeName>())
+        let (Ok(presented), Ok(node)) =
+            (request.token.parse::<token::JoinToken>(), request.node.parse::<NodeName>())
         else {
             self.metrics.refused.inc();
             tracing::warn!(peer, "a join without a well-formed token and name was refused");
@@ -152,7 +153,10 @@ impl NodePlane for NodePlaneService {
         }
     }
 
-    async fn challenge(&self, _request: Request<ChallengeRequest>) -> Result<Response<ChallengeReply>, Status> {
+    async fn challenge(
+        &self,
+        _request: Request<ChallengeRequest>,
+    ) -> Result<Response<ChallengeReply>, Status> {
         self.limit()?;
         let nonce = self.challenges.make(unix_ms()).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(ChallengeReply { nonce }))
@@ -210,7 +214,9 @@ impl NodePlane for NodePlaneService {
         if !(node.roles.has(Role::Host) && identity.roles.has(Role::Host) && here) {
             self.metrics.refused.inc();
             tracing::warn!(node = %node.name, %cluster, "a workload certificate was refused: nothing of it is placed there");
-            return Err(Status::permission_denied(format!("no instance of {cluster} is placed on this host")));
+            return Err(Status::permission_denied(format!(
+                "no instance of {cluster} is placed on this host"
+            )));
         }
         let chain = self
             .ca

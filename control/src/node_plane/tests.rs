@@ -10,7 +10,10 @@ use crate::store::objects::{JoinToken, Node, Placement, PlacementState};
 use crate::store::seal::Sealer;
 use crate::store::{Store, StoreError};
 use crate::testing::mesh_ca;
-use atoll_identity::{Identity, Material, PeerPolicy, TlsKey, anonymous_client_config, join_client_config, mesh_server_name, sign_recovery};
+use atoll_identity::{
+    Identity, Material, PeerPolicy, TlsKey, anonymous_client_config, join_client_config, mesh_server_name,
+    sign_recovery,
+};
 use atoll_mesh_ca::client::JoinKeys;
 use atoll_mesh_ca::token::{self, TokenGrant};
 use atoll_mesh_ca::{MeshCa, NodeSubject};
@@ -21,8 +24,8 @@ use atoll_process::drain::{self, DrainTrigger};
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    ChallengeRequest, FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest, JoinRequest, NodeMessage,
-    RecoverRequest, RenewRequest, ServeAnswer,
+    ChallengeRequest, FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest, JoinRequest,
+    NodeMessage, RecoverRequest, RenewRequest, ServeAnswer,
 };
 use hyper_util::rt::TokioIo;
 use std::future::Future;
@@ -58,8 +61,11 @@ impl Plane {
         let attached = Attached::default();
         let metrics = NodePlaneMetrics::new(&Metrics::new());
         let service =
-            NodePlaneService::new(store.clone(), ca.clone(), certificates.clone(), attached.clone(), metrics).unwrap();
-        let identity = Identity::new(renew_locally(&ca, &subject("control", Role::Control), unix_ms()).unwrap()).unwrap();
+            NodePlaneService::new(store.clone(), ca.clone(), certificates.clone(), attached.clone(), metrics)
+                .unwrap();
+        let identity =
+            Identity::new(renew_locally(&ca, &subject("control", Role::Control), unix_ms()).unwrap())
+                .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (trigger, drain) = drain::channel();
@@ -102,7 +108,10 @@ impl Plane {
     }
 
     async fn as_node(&self, identity: &Identity) -> NodePlaneClient<Channel> {
-        self.client(identity.client_config(&[b"h2"], PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Control)))).await
+        self.client(
+            identity.client_config(&[b"h2"], PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Control))),
+        )
+        .await
     }
 }
 
@@ -172,7 +181,10 @@ async fn of_two_joins_with_one_token_exactly_one_wins() {
         tokio::join!(try_join(&mut one, &token, "host-a"), try_join(&mut two, &token, "host-b"));
     assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1);
     let refused = first.err().or(second.err()).unwrap();
-    assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC)
+    );
     assert_eq!(plane.store.list::<Node>("").len(), 1);
 }
 
@@ -192,9 +204,13 @@ async fn every_refused_join_hears_the_same() {
         (other.as_str(), "a"),
         (fresh.as_str(), "taken"),
         (fresh.as_str(), "NO NAME"),
+        (fresh.as_str(), "control"),
     ] {
         let refused = try_join(&mut client, token, name).await.0.unwrap_err();
-        assert_eq!((refused.code(), refused.message()), (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC));
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC)
+        );
     }
     // None of them burned a token.
     try_join(&mut client, &fresh, "fresh").await.0.unwrap();
@@ -206,7 +222,8 @@ async fn what_a_node_may_have_depends_on_what_the_store_says() {
     let plane = Plane::start().await;
     let (edge, host) = (plane.join("edge", Role::Edge).await, plane.join("host", Role::Host).await);
     assert!(edge.own_roles().has(Role::Edge) && !edge.own_roles().has(Role::Host));
-    let domain = plane.certificates.issue(&"default/shop/web".parse().unwrap(), "shop.localhost", unix_ms()).unwrap();
+    let domain =
+        plane.certificates.issue(&"default/shop/web".parse().unwrap(), "shop.localhost", unix_ms()).unwrap();
     let placement = Placement {
         instance: InstanceId::from_parts(1, 1),
         cluster: "default/shop/web".parse().unwrap(),
@@ -228,7 +245,10 @@ async fn what_a_node_may_have_depends_on_what_the_store_says() {
     assert_eq!(fetched.certificates.len(), 1);
     assert!(!fetched.certificates[0].key.is_empty());
     assert_eq!(as_host.fetch_certificates(domains.clone()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(plane.joining().await.fetch_certificates(domains).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        plane.joining().await.fetch_certificates(domains).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
 
     let csr = TlsKey::generate().unwrap().csr().unwrap();
     let ask = |cluster: &str| IssueWorkloadRequest { cluster: cluster.into(), csr: csr.clone() };
@@ -236,8 +256,14 @@ async fn what_a_node_may_have_depends_on_what_the_store_says() {
     let leaf = atoll_identity::CertificateDer::from(issued.chain[0].clone());
     let workload = Identity::peer_of(&[leaf]).unwrap();
     assert!(workload.id.as_str().ends_with("/org/default/app/shop/service/web"), "{}", workload.id);
-    assert_eq!(as_host.issue_workload(ask("default/shop/api")).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(as_edge.issue_workload(ask("default/shop/web")).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        as_host.issue_workload(ask("default/shop/api")).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        as_edge.issue_workload(ask("default/shop/web")).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
 }
 
 #[tokio::test]
@@ -264,7 +290,10 @@ async fn renewal_and_recovery_end_with_removal() {
         nonce,
     };
     nobody.recover(request.clone()).await.unwrap();
-    let forged = RecoverRequest { proof: sign_recovery(&key_of_nobody(), &request.nonce, &new_csr).unwrap(), ..request.clone() };
+    let forged = RecoverRequest {
+        proof: sign_recovery(&key_of_nobody(), &request.nonce, &new_csr).unwrap(),
+        ..request.clone()
+    };
     assert_eq!(nobody.recover(forged).await.unwrap_err().code(), Code::PermissionDenied);
     let stale = RecoverRequest { nonce: vec![0; 56], ..request.clone() };
     assert_eq!(nobody.recover(stale).await.unwrap_err().code(), Code::FailedPrecondition);

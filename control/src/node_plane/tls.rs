@@ -69,7 +69,8 @@ pub(super) async fn accept(
         };
         let (acceptor, identity, accepted) = (acceptor.clone(), identity.clone(), accepted.clone());
         tokio::spawn(async move {
-            let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, acceptor, identity));
+            let handshake =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, acceptor, identity));
             match handshake.await {
                 Ok(Ok((tls, peer, cut))) => {
                     let stream = MeshStream { tls, peer, cut, _permit: permit };
@@ -109,7 +110,11 @@ impl Connected for MeshStream {
 }
 
 impl AsyncRead for MeshStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if let Some(cut) = &mut self.cut
             && cut.as_mut().poll(cx).is_ready()
         {

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Notes of what was seen. Lost with the process; bounded by the number of placements.
 #[derive(Debug, Clone, Default)]
 pub struct Memory {
+    /// When it first looked: what happened before, it did not see.
+    started_ms: Option<u64>,
     healthy_since: BTreeMap<InstanceId, u64>,
     dead_since: BTreeMap<NodeName, u64>,
     exits: BTreeMap<InstanceId, Exits>,
@@ -27,6 +29,7 @@ impl Memory {
         world: &World,
         placements: impl Iterator<Item = &'a Placement> + Clone,
     ) {
+        self.started_ms.get_or_insert(now_ms);
         let placed: BTreeSet<&InstanceId> = placements.clone().map(|placement| &placement.instance).collect();
         let hosts: BTreeSet<&NodeName> = placements.clone().map(|placement| &placement.host).collect();
         self.dead_since.retain(|host, _| hosts.contains(host) && !world.is_alive(host));
@@ -45,7 +48,8 @@ impl Memory {
     fn observe_instance(&mut self, now_ms: u64, world: &World, placement: &Placement) {
         let id = &placement.instance;
         let seen = world.instances.get(id);
-        let healthy = seen.is_some_and(|seen| seen.state == InstanceState::Healthy && seen.host == placement.host);
+        let healthy =
+            seen.is_some_and(|seen| seen.state == InstanceState::Healthy && seen.host == placement.host);
         if healthy && !self.dead_since.contains_key(&placement.host) {
             self.healthy_since.entry(id.clone()).or_insert(now_ms);
         } else {
@@ -57,6 +61,13 @@ impl Memory {
                 *exits = Exits { last_at_ms: exit.at_ms, count: exits.count.saturating_add(1) };
             }
         }
+    }
+
+    /// How long we have been able to watch something that began at `since_ms`. A deadline that passed while
+    /// control was not running has not been missed by anyone.
+    #[must_use]
+    pub fn watched_for(&self, since_ms: u64, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(since_ms.max(self.started_ms.unwrap_or(now_ms)))
     }
 
     /// Whether the instance is healthy, on a host that lives.

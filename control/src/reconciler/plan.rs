@@ -142,7 +142,10 @@ impl<'a> InRegion<'a> {
         for placed in service.placed.iter().filter(|placed| placed.placement.region == *region) {
             let placement = &placed.placement;
             let healthy = situation.memory.is_healthy(&placement.instance);
-            let replaceable = want == 0 || situation.hosts(region).any(|host| *host != placement.host);
+            // Without another host to go to, it waits for its own to come back.
+            let replaceable = want == 0
+                || situation.removed_nodes.contains(&placement.host)
+                || situation.hosts(region).any(|host| *host != placement.host);
             if situation.is_gone(&placement.host) && replaceable {
                 here.over.push((placement, "its host is gone"));
             } else if placement.state == PlacementState::Drain {
@@ -265,7 +268,7 @@ impl Situation<'_> {
     /// Why a draining placement may be removed, if it may.
     fn drained(&self, placed: &Placed) -> Option<&'static str> {
         let placement = &placed.placement;
-        let age = self.now_ms.saturating_sub(placement.state_ms);
+        let age = self.memory.watched_for(placement.state_ms, self.now_ms);
         match self.world.instances.get(&placement.instance).map(|seen| seen.state) {
             Some(InstanceState::Stopped) => Some("it has stopped"),
             // Its host does not know it (any more), and has had time to say so.

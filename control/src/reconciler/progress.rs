@@ -65,7 +65,11 @@ impl DeployStatus {
             started_ms: deploy.started_ms,
             ended_ms: deploy.state.is_final().then_some(deploy.state_ms),
             version: deploy.version,
-            services: deploy.services.iter().map(|(name, change)| (name.clone(), change.to.clone())).collect(),
+            services: deploy
+                .services
+                .iter()
+                .map(|(name, change)| (name.clone(), change.to.clone()))
+                .collect(),
             regions: Regions::new(),
             edges: BTreeMap::new(),
             urls,

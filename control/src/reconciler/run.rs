@@ -178,7 +178,9 @@ impl Reconciler {
         if domains.is_empty() || missing.is_empty() {
             return Some(Step::Finish(deploy.id.clone()));
         }
-        if situation.now_ms.saturating_sub(deploy.state_ms) > situation.timing.serve_deadline_ms {
+        if situation.memory.watched_for(deploy.state_ms, situation.now_ms)
+            > situation.timing.serve_deadline_ms
+        {
             let why = missing.iter().map(|edge| {
                 let detail = said.get(edge).map_or("it has not answered", |said| said.detail.as_str());
                 format!("{edge}: {detail}")
@@ -235,12 +237,15 @@ fn act(change: &mut Change<'_>, context: &Context, action: Action) -> Result<(),
             if service.is_none_or(|service| service.target.as_ref() != Some(&revision)) {
                 return Ok(());
             }
-            let Some(stored) = change.get::<Revision>(&Revision::tail(&cluster, &revision)) else { return Ok(()) };
+            let Some(stored) = change.get::<Revision>(&Revision::tail(&cluster, &revision)) else {
+                return Ok(());
+            };
             let instance = InstanceId::from_parts(context.now_ms, rand::random());
             tracing::info!(%cluster, %revision, %region, %host, %instance, "placing an instance");
             let (placed_ms, state_ms) = (context.now_ms, context.now_ms);
             let state = PlacementState::Run;
-            let placement = Placement { instance, cluster, revision, region, host, state, placed_ms, state_ms };
+            let placement =
+                Placement { instance, cluster, revision, region, host, state, placed_ms, state_ms };
             records::place(change, &placement, &stored.spec)
         }
         Action::Drain { placement, why } => {
@@ -276,9 +281,15 @@ impl Wishes {
         let wanted = |service: Service| {
             let target = service.target.as_ref().and_then(|id| revisions.get(id)).map(|revision| Target {
                 revision: revision.id.clone(),
-                regions: revision.spec.regions.iter().map(|(name, scale)| (name.clone(), scale.min)).collect(),
+                regions: revision
+                    .spec
+                    .regions
+                    .iter()
+                    .map(|(name, scale)| (name.clone(), scale.min))
+                    .collect(),
             });
-            let failed = revisions.values().filter(|revision| revision.failed && revision.cluster == service.cluster);
+            let failed =
+                revisions.values().filter(|revision| revision.failed && revision.cluster == service.cluster);
             Wanted {
                 condemned: failed.map(|revision| revision.id.clone()).collect(),
                 placed: placed.remove(&service.cluster).unwrap_or_default(),
@@ -314,7 +325,8 @@ impl Wishes {
     }
 
     fn is_busy(&self) -> bool {
-        !self.deploys.is_empty() || self.placements().any(|placement| placement.state == PlacementState::Drain)
+        !self.deploys.is_empty()
+            || self.placements().any(|placement| placement.state == PlacementState::Drain)
     }
 }
 
@@ -351,7 +363,8 @@ impl Edges {
         let (id, version) = (deploy.id.clone(), deploy.version);
         tokio::spawn(async move {
             let questions = edges.into_iter().map(|edge| ask_edge(&attached, edge, &domains, version));
-            let answers: BTreeMap<_, _> = futures_util::future::join_all(questions).await.into_iter().collect();
+            let answers: BTreeMap<_, _> =
+                futures_util::future::join_all(questions).await.into_iter().collect();
             if answers.values().any(|answer| !answer.serves) {
                 tokio::time::sleep(EDGE_RETRY).await;
             }
@@ -361,7 +374,12 @@ impl Edges {
     }
 }
 
-async fn ask_edge(attached: &Attached, edge: NodeName, domains: &[String], version: u64) -> (NodeName, EdgeStatus) {
+async fn ask_edge(
+    attached: &Attached,
+    edge: NodeName,
+    domains: &[String],
+    version: u64,
+) -> (NodeName, EdgeStatus) {
     for domain in domains {
         if let Err(error) = attached.can_serve(&edge, domain, version, EDGE_ANSWER).await {
             return (edge, EdgeStatus { serves: false, detail: format!("{domain}: {error}") });

@@ -18,7 +18,8 @@ fn a_first_deploy_places_all_at_once_and_spreads() {
     simulation.target = Some((1, regions(&[("fra", 2), ("was", 1)])));
     simulation.step();
     assert_eq!(simulation.placements.len(), 3);
-    let hosts: std::collections::BTreeSet<_> = simulation.placements.values().map(|p| p.host.as_str()).collect();
+    let hosts: std::collections::BTreeSet<_> =
+        simulation.placements.values().map(|p| p.host.as_str()).collect();
     assert_eq!(hosts.len(), 3, "spread over the hosts: {hosts:?}");
     let took_ms = simulation.until(10_000, |s| s.settled(1));
     assert!(took_ms < 2_500, "{took_ms}");

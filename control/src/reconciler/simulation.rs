@@ -191,13 +191,17 @@ impl Simulation {
                 self.placements.insert(instance, placement);
             }
             Action::Drain { placement, why } => {
-                self.log.push((self.now_ms, format!("drain {} {}: {why}", placement.region, placement.revision)));
+                self.log
+                    .push((self.now_ms, format!("drain {} {}: {why}", placement.region, placement.revision)));
                 let placement = self.placements.get_mut(&placement.instance).unwrap();
                 placement.state = PlacementState::Drain;
                 placement.state_ms = self.now_ms;
             }
             Action::Remove { placement, why } => {
-                self.log.push((self.now_ms, format!("remove {} {}: {why}", placement.region, placement.revision)));
+                self.log.push((
+                    self.now_ms,
+                    format!("remove {} {}: {why}", placement.region, placement.revision),
+                ));
                 self.placements.remove(&placement.instance);
             }
         }

@@ -62,7 +62,10 @@ pub fn progress(deploy: &Deploy, wanted: &[Wanted], situation: &Situation<'_>) -
     for service in changed(deploy, wanted) {
         let name = &service.cluster.service;
         for (region, want) in service.target.iter().flat_map(|target| &target.regions) {
-            regions.entry(region.clone()).or_default().insert(name.clone(), Counts { wanted: *want, ..Counts::default() });
+            regions
+                .entry(region.clone())
+                .or_default()
+                .insert(name.clone(), Counts { wanted: *want, ..Counts::default() });
         }
         for placed in &service.placed {
             let placement = &placed.placement;
@@ -129,9 +132,8 @@ fn is_settled(service: &Wanted, gone: bool, situation: &Situation<'_>) -> bool {
 fn failure(deploy: &Deploy, service: &Wanted, situation: &Situation<'_>) -> Option<Cause> {
     let target = service.target.as_ref()?;
     let placements = service.placed.iter().map(|placed| &placed.placement);
-    let of_target = placements.filter(|placement| {
-        placement.revision == target.revision && placement.state == PlacementState::Run
-    });
+    let of_target = placements
+        .filter(|placement| placement.revision == target.revision && placement.state == PlacementState::Run);
     for placement in of_target {
         if let Some(message) = instance_failure(placement, situation) {
             return Some(cause(message, service, placement, situation));
@@ -157,7 +159,7 @@ fn instance_failure(placement: &Placement, situation: &Situation<'_>) -> Option<
             signal => format!("the instance was ended by signal {signal}"),
         });
     }
-    let waited_ms = situation.now_ms.saturating_sub(placement.placed_ms);
+    let waited_ms = situation.memory.watched_for(placement.placed_ms, situation.now_ms);
     (waited_ms > situation.timing.healthy_deadline_ms).then(|| unhealthy(seen, placement, waited_ms))
 }
 
@@ -178,7 +180,7 @@ fn unhealthy(seen: Option<&Observed>, placement: &Placement, waited_ms: u64) -> 
 
 /// A region without a host to place on.
 fn homeless(deploy: &Deploy, service: &Wanted, situation: &Situation<'_>) -> Option<Cause> {
-    let waited_ms = situation.now_ms.saturating_sub(deploy.started_ms);
+    let waited_ms = situation.memory.watched_for(deploy.started_ms, situation.now_ms);
     if waited_ms <= situation.timing.healthy_deadline_ms {
         return None;
     }
@@ -204,8 +206,13 @@ fn cause(message: String, service: &Wanted, placement: &Placement, situation: &S
         service: Some(service.cluster.service.clone()),
         region: Some(placement.region.clone()),
         instance: Some(placement.instance.clone()),
-        exit_status: exit.filter(|exit| exit.signal == 0 && exit.start_error.is_empty()).map(|exit| exit.status),
+        exit_status: exit
+            .filter(|exit| exit.signal == 0 && exit.start_error.is_empty())
+            .map(|exit| exit.status),
         signal: exit.map(|exit| exit.signal).filter(|signal| *signal != 0),
-        output: lines[lines.len().saturating_sub(OUTPUT_LINES_MAX)..].iter().map(|&line| line.to_owned()).collect(),
+        output: lines[lines.len().saturating_sub(OUTPUT_LINES_MAX)..]
+            .iter()
+            .map(|&line| line.to_owned())
+            .collect(),
     }
 }

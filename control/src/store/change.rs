@@ -44,11 +44,12 @@ pub struct Change<'a> {
     pub(super) own: Writes,
     pub(super) desired: Vec<DesiredRecord>,
     pub(super) revision: u64,
+    pub(super) skipped: bool,
 }
 
 impl<'a> Change<'a> {
     pub(super) fn new(image: &'a Image, group: &'a Writes, revision: u64) -> Self {
-        Self { image, group, own: Writes::new(), desired: Vec::new(), revision }
+        Self { image, group, own: Writes::new(), desired: Vec::new(), revision, skipped: false }
     }
 
     /// The newest revision that this change has used; the commit's, in the end.
@@ -122,8 +123,18 @@ impl<'a> Change<'a> {
         self.bury(kind, scope, key);
     }
 
-    /// Says that a record which the store does not have is deleted: for what gossip holds beyond it.
+    /// Goes on with revisions after `revision`: gossip has seen that one, from a store that is lost.
+    pub fn skip_to(&mut self, revision: u64) {
+        self.revision = self.revision.max(revision);
+        self.skipped = true;
+    }
+
+    /// Says that a record which the store does not have is deleted: for what gossip holds beyond it. One that
+    /// the store has (by now) stays.
     pub fn bury(&mut self, kind: Kind, scope: &str, key: &str) {
+        if self.raw(&desired_key(kind, scope, key)).is_some() {
+            return;
+        }
         self.revision += 1;
         self.desired.push(DesiredRecord {
             kind,

@@ -83,7 +83,10 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Opens the store and reads it all.
-    pub(super) fn open(backing: Arc<dyn Backing>, now_ms: u64) -> Result<(Self, Image, Counters), StoreError> {
+    pub(super) fn open(
+        backing: Arc<dyn Backing>,
+        now_ms: u64,
+    ) -> Result<(Self, Image, Counters), StoreError> {
         let database = backing.open().map_err(|error| open_error(error, backing.path()))?;
         let counters = prepare(&database, now_ms, backing.path())?;
         let image = load(&database)?;
@@ -149,9 +152,10 @@ fn prepare(database: &Database, now_ms: u64, path: &Path) -> Result<Counters, St
         {
             let mut meta = transaction.open_table(META)?;
             transaction.open_table(OBJECTS)?;
-            let stored = |key: &str, meta: &redb::Table<'_, &str, u64>| -> Result<Option<u64>, StorageError> {
-                Ok(meta.get(key)?.map(|value| value.value()))
-            };
+            let stored =
+                |key: &str, meta: &redb::Table<'_, &str, u64>| -> Result<Option<u64>, StorageError> {
+                    Ok(meta.get(key)?.map(|value| value.value()))
+                };
             match stored(SCHEMA, &meta)? {
                 None => {
                     meta.insert(SCHEMA, SCHEMA_VERSION)?;

@@ -58,11 +58,7 @@ impl Sealer {
         let mut sealed = sealed.to_vec();
         let plain = self
             .0
-            .open_in_place(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(purpose.as_bytes()),
-                &mut sealed,
-            )
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(purpose.as_bytes()), &mut sealed)
             .map_err(|_unspecified| UnsealError)?;
         Ok(plain.to_vec())
     }

@@ -83,8 +83,8 @@ fn group(disk: &mut Disk, shared: &Shared, feed: &Feeder, jobs: Vec<Job>) {
         for job in jobs {
             let mut change = Change::new(&image, &writes, revision);
             let keep = catch_unwind(AssertUnwindSafe(|| (job.run)(&mut change))).unwrap_or(false);
-            let Change { own, desired: records, revision: used, .. } = change;
-            if keep && !(own.is_empty() && records.is_empty()) {
+            let Change { own, desired: records, revision: used, skipped, .. } = change;
+            if keep && (skipped || !(own.is_empty() && records.is_empty())) {
                 revision = used.max(revision + 1);
                 writes.extend(own);
                 desired.extend(records);
