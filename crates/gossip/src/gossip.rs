@@ -259,7 +259,8 @@ impl Gossip {
     }
 
     /// How far this node has the desired state of the scope: the store's (epoch, revision), all of which up
-    /// to there is here. (0, 0) when there is none.
+    /// to there is here. (0, 0) when there is none. Falls back while a node that was away for long is told
+    /// everything anew; what it held stays visible meanwhile.
     #[must_use]
     pub fn desired_version(&self, scope: &Scope) -> (u64, u64) {
         self.0.core.desired_version(scope)
