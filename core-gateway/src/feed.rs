@@ -7,8 +7,8 @@ use atoll_gossip::{Entry, Subscription};
 use atoll_model::Kind;
 use std::sync::Arc;
 
-/// What the gateway reads.
-pub(crate) const KINDS: [Kind; 3] = [Kind::CLUSTER, Kind::INSTANCE, Kind::PLACEMENT];
+/// What the gateway reads. Of nodes it only needs to know that it hears of any.
+pub(crate) const KINDS: [Kind; 4] = [Kind::CLUSTER, Kind::INSTANCE, Kind::PLACEMENT, Kind::NODE];
 
 /// Where records come from.
 #[derive(Debug)]
