@@ -94,7 +94,6 @@ impl Api {
     }
 
     /// All routes.
-    #[must_use]
     pub fn router(&self) -> Router {
         let guarded = Router::new()
             .route("/v1/apps", get(apps::list))

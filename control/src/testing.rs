@@ -106,8 +106,8 @@ impl Platform {
         let (store, world) = (self.store.clone(), self.world.clone());
         tokio::spawn(async move {
             loop {
-                let mut now = World::default();
-                now.nodes = [host("fra1-host", "fra"), host("was1-host", "was")].into();
+                let nodes = [host("fra1-host", "fra"), host("was1-host", "was")].into();
+                let mut now = World { nodes, ..World::default() };
                 for placement in store.list::<Placement>("") {
                     let mut facts = behave(&placement);
                     if placement.state == PlacementState::Drain {

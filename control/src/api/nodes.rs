@@ -70,8 +70,8 @@ pub(super) fn views(api: &Api) -> Vec<NodeView> {
     let view = |name: &NodeName| {
         let joined = stored.iter().find(|node| node.name == *name);
         let seen = world.nodes.get(name);
-        let roles = seen.map(|seen| seen.roles).or(joined.map(|node| node.roles)).unwrap_or_default();
-        let region = seen.map(|seen| &seen.region).or(joined.map(|node| &node.region));
+        let roles = seen.map(|seen| seen.roles).or_else(|| joined.map(|node| node.roles)).unwrap_or_default();
+        let region = seen.map(|seen| &seen.region).or_else(|| joined.map(|node| &node.region));
         let region = region.map(ToString::to_string).unwrap_or_default();
         let facts = seen.map(|seen| seen.facts.clone()).unwrap_or_default();
         let only_host = roles == Roles::NONE.with(Role::Host);

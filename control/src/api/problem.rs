@@ -8,9 +8,13 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-/// An error with a stable code.
+/// An error with a stable code. Small, because it is the error of most functions here.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
-pub struct Problem {
+pub struct Problem(Box<Fields>);
+
+/// The members of a problem.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+struct Fields {
     /// `urn:atoll:problem:<code>`.
     #[serde(rename = "type")]
     kind: String,
@@ -42,7 +46,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self {
+        Self(Box::new(Fields {
             kind: format!("urn:atoll:problem:{code}"),
             title,
             status: status.as_u16(),
@@ -51,7 +55,7 @@ impl Problem {
             place: None,
             errors: Vec::new(),
             deploy: None,
-        }
+        }))
     }
 
     /// 404.
@@ -84,8 +88,9 @@ impl Problem {
     #[must_use]
     pub fn invalid(place: impl Into<String>, detail: impl Into<String>) -> Self {
         let title = "The request is not valid";
-        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", title, detail);
-        Self { place: Some(place.into()), ..problem }
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", title, detail);
+        problem.0.place = Some(place.into());
+        problem
     }
 
     /// 500.
@@ -97,7 +102,7 @@ impl Problem {
     /// Its status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
-        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
 
@@ -162,14 +167,17 @@ impl From<Refusal> for Problem {
                 let all: Vec<String> =
                     errors.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect();
                 let title = "The app is not valid";
-                let problem =
+                let mut problem =
                     Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-app", title, all.join("; "));
-                let place = errors.first().map(|fault| fault.field.clone());
-                Self { place, errors, ..problem }
+                problem.0.place = errors.first().map(|fault| fault.field.clone());
+                problem.0.errors = errors;
+                problem
             }
             Refusal::Running(deploy) => {
-                let problem = Self::new(StatusCode::CONFLICT, "deploy-running", "A deploy is running", text);
-                Self { deploy: Some(deploy.to_string()), ..problem }
+                let mut problem =
+                    Self::new(StatusCode::CONFLICT, "deploy-running", "A deploy is running", text);
+                problem.0.deploy = Some(deploy.to_string());
+                problem
             }
             Refusal::NoApp(_) => Self::not_found(text),
             Refusal::MassRemoval { .. } => {

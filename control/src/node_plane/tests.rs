@@ -180,7 +180,7 @@ async fn of_two_joins_with_one_token_exactly_one_wins() {
     let ((first, _), (second, _)) =
         tokio::join!(try_join(&mut one, &token, "host-a"), try_join(&mut two, &token, "host-b"));
     assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1);
-    let refused = first.err().or(second.err()).unwrap();
+    let refused = first.err().or_else(|| second.err()).unwrap();
     assert_eq!(
         (refused.code(), refused.message()),
         (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC)

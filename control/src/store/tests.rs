@@ -107,7 +107,11 @@ async fn desired_records_have_revisions_of_their_own() {
         .await
         .unwrap();
     assert_eq!((revision, after), (batch[0].revision, before));
-    store.change(|change| Ok::<_, StoreError>(change.undesire(Kind::DENIAL, "", "n1"))).await.unwrap();
+    let undesired = store.change(|change| {
+        change.undesire(Kind::DENIAL, "", "n1");
+        Ok::<_, StoreError>(())
+    });
+    undesired.await.unwrap();
     let Some(Feed::Batch(batch)) = feed.next().await else { panic!("no batch") };
     assert_eq!(batch[0].body, None);
     assert_eq!(store.desired().len(), 1);
