@@ -1,15 +1,15 @@
 //! Binding and running the role.
 
 use crate::config::Config;
-use crate::feed::{self, Feed};
 use crate::reach::Reach;
+use crate::records;
 use crate::serving::Serving;
 use crate::summaries::{self, Touched};
 use crate::usage::Usage;
 use crate::views::Views;
 use crate::worker;
 use arc_swap::ArcSwap;
-use atoll_gossip::Gossip;
+use atoll_gossip::{Gossip, Subscription};
 use atoll_identity::{ClientAuth, Identity, PeerPolicy};
 use atoll_model::{NodeName, RegionName, Role, Roles};
 use atoll_process::{Drain, Metrics, Tasks};
@@ -118,9 +118,8 @@ pub struct Bound {
     shared: Arc<Shared>,
     sockets: Vec<TcpListener>,
     tasks: Tasks,
-    feed: Feed,
-    /// None in tests.
-    gossip: Option<Gossip>,
+    records: Subscription,
+    gossip: Gossip,
 }
 
 impl Gateway {
@@ -129,33 +128,12 @@ impl Gateway {
     /// # Errors
     /// When the address can't be listened on.
     pub fn bind(config: Config, handles: Handles) -> Result<Bound, BindError> {
-        let feed = Feed::Gossip(handles.gossip.subscribe(&feed::KINDS));
-        let parts = Parts {
-            name: handles.name,
-            region: handles.region,
-            identity: handles.identity,
-            metrics: handles.metrics,
-            drain: handles.drain,
-            tasks: handles.tasks,
-        };
-        let mut bound = bind(&config, parts, feed)?;
-        bound.gossip = Some(handles.gossip);
-        Ok(bound)
+        bind(&config, handles)
     }
 }
 
-/// [`Handles`] but for gossip, which a test does without.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) name: NodeName,
-    pub(crate) region: RegionName,
-    pub(crate) identity: Identity,
-    pub(crate) metrics: Metrics,
-    pub(crate) drain: Drain,
-    pub(crate) tasks: Tasks,
-}
-
-pub(crate) fn bind(config: &Config, parts: Parts, feed: Feed) -> Result<Bound, BindError> {
+fn bind(config: &Config, parts: Handles) -> Result<Bound, BindError> {
+    let records = parts.gossip.subscribe(&records::KINDS);
     let (address, sockets) = bind_workers(config.listen, config.worker_count())
         .map_err(|source| BindError::Listen { address: config.listen, source })?;
     let tunnels = Roles::NONE.with(Role::Edge).with(Role::Gateway);
@@ -174,7 +152,7 @@ pub(crate) fn bind(config: &Config, parts: Parts, feed: Feed) -> Result<Bound, B
         in_flight: AtomicUsize::new(0),
         requests_max: config.requests_max,
     });
-    Ok(Bound { address, shared, sockets, tasks: parts.tasks, feed, gossip: None })
+    Ok(Bound { address, shared, sockets, tasks: parts.tasks, records, gossip: parts.gossip })
 }
 
 impl Bound {
@@ -189,16 +167,14 @@ impl Bound {
     /// # Errors
     /// When the workers can't be started.
     pub async fn run(self) -> Result<(), BindError> {
-        let Self { address, shared, sockets, tasks, feed, gossip } = self;
+        let Self { address, shared, sockets, tasks, records, gossip } = self;
         info!(%address, workers = sockets.len(), "the gateway serves");
         let drain = shared.drain.clone();
         let touched = Touched::default();
-        let follow = feed::follow(feed, Arc::clone(&shared), touched.clone());
+        let follow = records::follow(records, Arc::clone(&shared), touched.clone());
         tasks.spawn("gateway records", until_forced(drain.clone(), follow));
-        if let Some(gossip) = gossip {
-            let publish = summaries::publish(gossip, shared.region.clone(), Arc::clone(&shared), touched);
-            tasks.spawn("gateway summaries", until_forced(drain.clone(), publish));
-        }
+        let publish = summaries::publish(gossip, shared.region.clone(), Arc::clone(&shared), touched);
+        tasks.spawn("gateway summaries", until_forced(drain.clone(), publish));
         let workers = start(&shared, sockets).map_err(BindError::Workers)?;
         let ended = workers.finished(Duration::MAX);
         tokio::pin!(ended);

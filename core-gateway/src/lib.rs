@@ -4,10 +4,10 @@
 //! [`Gateway::bind`] takes the socket; [`Bound::run`] serves until the drain is over.
 
 mod config;
-mod feed;
 mod forward;
 mod gateway;
 mod reach;
+mod records;
 mod request;
 mod serving;
 mod sidecars;

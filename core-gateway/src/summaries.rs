@@ -200,7 +200,7 @@ mod tests {
         assert!(books[0].alive([]));
         let taken =
             (0..20).filter(|n| books[0].update(&format!("default/app{n}/web"), Some(full)).is_some()).count();
-        assert_eq!(taken + books[1].said.len(), 20, "what the other had said");
+        assert_eq!(taken, books[1].said.len(), "what the other had said");
         assert!(taken > 0);
     }
 

@@ -3,14 +3,14 @@
 use crate::board::Board;
 use crate::certificates::{Certificate, Certificates, Fetcher, Sealed, SealedError, Wanted};
 use crate::config::Config;
-use crate::records::{self, Feed};
+use crate::records;
 use crate::serving::Serving;
 use crate::tls;
 use crate::tunnels::TunnelFacts;
 use crate::views::Views;
 use crate::worker::{self, Sockets};
 use arc_swap::ArcSwap;
-use atoll_gossip::Gossip;
+use atoll_gossip::{Gossip, Subscription};
 use atoll_identity::Identity;
 use atoll_model::{NodeName, RegionName, SiteName};
 use atoll_process::{Drain, Metrics, Tasks};
@@ -147,7 +147,7 @@ pub struct Bound {
     shared: Arc<Shared>,
     sockets: Vec<Sockets>,
     tasks: Tasks,
-    feed: Feed,
+    records: Subscription,
     fetcher: Fetcher,
 }
 
@@ -157,37 +157,12 @@ impl Edge {
     /// # Errors
     /// What keeps it from starting; nothing is left behind.
     pub fn bind(config: Config, handles: Handles) -> Result<Bound, BindError> {
-        let feed = Feed::Gossip(handles.gossip.subscribe(&records::KINDS));
-        let parts = Parts {
-            name: handles.name,
-            site: handles.site,
-            region: handles.region,
-            data_dir: handles.data_dir,
-            identity: handles.identity,
-            metrics: handles.metrics,
-            drain: handles.drain,
-            tasks: handles.tasks,
-            node_plane: handles.node_plane,
-        };
-        bind(config, parts, feed)
+        bind(config, handles)
     }
 }
 
-/// [`Handles`] but for gossip, which a test does without.
-#[derive(Debug)]
-pub(crate) struct Parts {
-    pub(crate) name: NodeName,
-    pub(crate) site: SiteName,
-    pub(crate) region: RegionName,
-    pub(crate) data_dir: PathBuf,
-    pub(crate) identity: Identity,
-    pub(crate) metrics: Metrics,
-    pub(crate) drain: Drain,
-    pub(crate) tasks: Tasks,
-    pub(crate) node_plane: Channel,
-}
-
-pub(crate) fn bind(config: Config, parts: Parts, feed: Feed) -> Result<Bound, BindError> {
+fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
+    let records = parts.gossip.subscribe(&records::KINDS);
     let count = config.worker_count();
     let mut sockets: Vec<Sockets> = (0..count).map(|_| Sockets::default()).collect();
     let http = listen(&config.http, &mut sockets, |sockets| &mut sockets.http)?;
@@ -227,7 +202,7 @@ pub(crate) fn bind(config: Config, parts: Parts, feed: Feed) -> Result<Bound, Bi
     });
     let fetcher =
         Fetcher { wanted: Wanted::default(), loaded: certificates, sealed, node_plane: parts.node_plane };
-    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, feed, fetcher })
+    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, records, fetcher })
 }
 
 impl Bound {
@@ -242,7 +217,7 @@ impl Bound {
     /// # Errors
     /// When the workers can't be started.
     pub async fn run(self) -> Result<(), BindError> {
-        let Self { shared, sockets, tasks, feed, fetcher, http, https } = self;
+        let Self { shared, sockets, tasks, records, fetcher, http, https } = self;
         info!(
             ?http,
             ?https,
@@ -254,7 +229,7 @@ impl Bound {
         let wanted = fetcher.wanted.clone();
         tasks.spawn(
             "edge records",
-            until_forced(drain.clone(), records::follow(feed, Arc::clone(&shared), wanted)),
+            until_forced(drain.clone(), records::follow(records, Arc::clone(&shared), wanted)),
         );
         tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
         let workers = start(&shared, sockets).map_err(BindError::Workers)?;

@@ -13,30 +13,10 @@ use tracing::warn;
 pub(crate) const KINDS: [Kind; 5] =
     [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::NODE, Kind::SUMMARY, Kind::CERTIFICATE];
 
-/// Where records come from.
-#[derive(Debug)]
-pub(crate) enum Feed {
-    /// Gossip.
-    Gossip(Subscription),
-    /// A test.
-    #[cfg(test)]
-    Test(tokio::sync::mpsc::Receiver<Vec<Arc<Entry>>>),
-}
-
-impl Feed {
-    async fn next(&mut self) -> Option<Vec<Arc<Entry>>> {
-        match self {
-            Self::Gossip(subscription) => subscription.next().await,
-            #[cfg(test)]
-            Self::Test(receiver) => receiver.recv().await,
-        }
-    }
-}
-
 /// Applies records until there are no more.
-pub(crate) async fn follow(mut feed: Feed, shared: Arc<Shared>, wanted: Wanted) {
+pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, wanted: Wanted) {
     let mut writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone());
-    while let Some(entries) = feed.next().await {
+    while let Some(entries) = records.next().await {
         for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
             certificate(entry, &shared, &wanted);
         }

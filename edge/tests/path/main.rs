@@ -37,14 +37,29 @@ async fn a_request_passes_every_hop_and_its_fields_are_ours() {
     let answer = https(&edge, DOMAIN, &get("SHOP.localhost:8443", smuggled)).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-    for field in ["atoll-region: fra", "atoll-edge: fra1", "x-request-id: mine-1", "cache-status: Atoll; fwd=bypass", "x-from-the-app: yes"] {
+    for field in [
+        "atoll-region: fra",
+        "atoll-edge: fra1",
+        "x-request-id: mine-1",
+        "cache-status: Atoll; fwd=bypass",
+        "x-from-the-app: yes",
+    ] {
         assert!(head.contains(field), "{field} in\n{head}");
     }
     for field in ["atoll-instance", "atoll-hops", "atoll-tries-used", "atoll-revision"] {
         assert!(!head.contains(field), "{field} in\n{head}");
     }
     assert!(body.starts_with("GET /a?b=c\n"), "{body}");
-    for field in ["atoll-cluster: default/shop/web", "atoll-client-ip: 127.0.0.1", "atoll-edge: fra1", "atoll-region: fra", "x-forwarded-for: 127.0.0.1", "x-forwarded-proto: https", "host: SHOP.localhost:8443", "cdn-loop: atoll"] {
+    for field in [
+        "atoll-cluster: default/shop/web",
+        "atoll-client-ip: 127.0.0.1",
+        "atoll-edge: fra1",
+        "atoll-region: fra",
+        "x-forwarded-for: 127.0.0.1",
+        "x-forwarded-proto: https",
+        "host: SHOP.localhost:8443",
+        "cdn-loop: atoll",
+    ] {
         assert!(body.contains(&format!("{field}\n")), "{field} in\n{body}");
     }
     assert!(!body.contains("6.6.6.6") && !body.contains("atoll-anything"), "{body}");
@@ -71,7 +86,8 @@ async fn names_that_are_not_served_are_refused_in_the_right_way() {
     world.deploy(&["fra"]).await;
     world.certify("empty.localhost").await;
     for domain in [DOMAIN, "empty.localhost"] {
-        until("certificate", async || connect(&edge, domain, &[]).await.map(drop).map_err(|e| e.to_string())).await;
+        until("certificate", async || connect(&edge, domain, &[]).await.map(drop).map_err(|e| e.to_string()))
+            .await;
     }
 
     for name in ["nobody.localhost", "127.0.0.1"] {
@@ -84,7 +100,8 @@ async fn names_that_are_not_served_are_refused_in_the_right_way() {
     let misdirected = https(&edge, DOMAIN, &get("empty.localhost", "")).await.unwrap();
     assert!(misdirected.starts_with("HTTP/1.1 421"), "{misdirected}");
     assert!(misdirected.contains("details=\"misdirected\""), "{misdirected}");
-    let unknown = https(&edge, "empty.localhost", &get("empty.localhost", "accept: text/html\r\n")).await.unwrap();
+    let unknown =
+        https(&edge, "empty.localhost", &get("empty.localhost", "accept: text/html\r\n")).await.unwrap();
     assert!(unknown.starts_with("HTTP/1.1 404") && unknown.contains("<!doctype html>"), "{unknown}");
     let nowhere = https(&edge, DOMAIN, &get(DOMAIN, "")).await.unwrap();
     assert!(nowhere.starts_with("HTTP/1.1 503") && nowhere.contains("details=\"no-region\""), "{nowhere}");
@@ -122,7 +139,8 @@ async fn a_region_that_fails_is_left_and_a_lost_instance_costs_no_request() {
     }
     // Said to be unwell, fra is not asked at all, and a POST, which may not run twice, goes straight to was.
     say(&host, "fra", "i-1", bad, State::Unhealthy);
-    let post = format!("POST / HTTP/1.1\r\nhost: {DOMAIN}\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello");
+    let post =
+        format!("POST / HTTP/1.1\r\nhost: {DOMAIN}\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello");
     until("a POST in was", async || {
         let answer = https(&edge, DOMAIN, &post).await.unwrap();
         (answer.contains("atoll-region: was") && answer.contains("5 bytes")).then_some(()).ok_or(answer)
@@ -172,4 +190,32 @@ async fn a_drained_edge_finishes_and_one_that_restarts_without_control_serves() 
     served(&edge, &world).await;
     let answer = https(&edge, DOMAIN, &get(DOMAIN, "")).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_lets_edges_have_public_clusters_only() {
+    let mut world = World::new().await;
+    let (gateway, serving) = world.gateway("fra1-gateway", "fra").await;
+    let host = world.join("fra1-host", "fra", Role::Host).await;
+    let edge = world.join("fra1-edge", "fra", Role::Edge).await;
+    world.deploy(&["fra"]).await;
+    world.hide().await;
+    let sidecar = world.sidecar(Answer::Echo("i-1"));
+    world.place(&host, "fra", "i-1", sidecar).await;
+    until("desired state", async || {
+        let (_, version) = serving.applied();
+        (version >= world.revision()).then_some(()).ok_or(format!("{version}"))
+    })
+    .await;
+    for cluster in [world::CLUSTER, "default/nobody/web", "", "%%"] {
+        let answer = world::ask_gateway(&gateway, edge.identity.clone(), cluster).await.unwrap();
+        assert_eq!(answer.status(), 403, "{cluster}");
+        assert_eq!(answer.headers()["atoll-reason"], "gateway;not-public");
+        assert_eq!(answer.headers()["atoll-sent"], "0");
+    }
+    // A host has no business here at all, and a workload neither.
+    for stranger in [host.identity.clone(), world.workload()] {
+        let refused = world::ask_gateway(&gateway, stranger, world::CLUSTER).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
 }

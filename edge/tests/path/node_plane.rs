@@ -31,7 +31,10 @@ impl NodePlane for Plane {
     async fn renew(&self, _: Request<RenewRequest>) -> Result<Response<IdentityReply>, Status> {
         no()
     }
-    async fn issue_workload(&self, _: Request<IssueWorkloadRequest>) -> Result<Response<IdentityReply>, Status> {
+    async fn issue_workload(
+        &self,
+        _: Request<IssueWorkloadRequest>,
+    ) -> Result<Response<IdentityReply>, Status> {
         no()
     }
     async fn fetch_certificates(
@@ -44,7 +47,10 @@ impl NodePlane for Plane {
         Ok(Response::new(FetchCertificatesReply { certificates: certificates.collect() }))
     }
     type AttachStream = tokio_stream::Empty<Result<ControlMessage, Status>>;
-    async fn attach(&self, _: Request<Streaming<NodeMessage>>) -> Result<Response<Self::AttachStream>, Status> {
+    async fn attach(
+        &self,
+        _: Request<Streaming<NodeMessage>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
         no()
     }
 }

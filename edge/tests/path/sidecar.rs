@@ -32,7 +32,8 @@ impl Handler for Instance {
         let content = body.collect().await.unwrap().to_bytes();
         let fields: Vec<String> =
             head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
-        let text = format!("{} {}\n{}\n\n{} bytes\n", head.method, head.uri, fields.join("\n"), content.len());
+        let text =
+            format!("{} {}\n{}\n\n{} bytes\n", head.method, head.uri, fields.join("\n"), content.len());
         Response::builder()
             .header("atoll-instance", name)
             .header("atoll-revision", "r-1")
@@ -62,7 +63,13 @@ pub fn serve(tls: Arc<rustls::ServerConfig>, answer: Answer) -> SocketAddr {
                     let (limits, metrics) = (ServerLimits::sidecar(), ProxyMetrics::unregistered());
                     let handler = Rc::new(Instance(answer, hangup));
                     let served = serve_connection(
-                        stream, HttpVersion::H2, Arc::new(info), &limits, handler, &metrics, drain,
+                        stream,
+                        HttpVersion::H2,
+                        Arc::new(info),
+                        &limits,
+                        handler,
+                        &metrics,
+                        drain,
                     );
                     tokio::select! {
                         _ = served => {}

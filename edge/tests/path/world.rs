@@ -64,10 +64,11 @@ impl World {
         let _first = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let domain = atoll_identity::TrustDomain::new("atoll.test").unwrap();
-        let ca =
-            MeshCa::open_or_create(&folder.path().join("ca"), domain, Lifetimes::default(), unix_ms()).unwrap();
+        let ca = MeshCa::open_or_create(&folder.path().join("ca"), domain, Lifetimes::default(), unix_ms())
+            .unwrap();
         let scopes = vec![Scope::Global, Scope::Region(region("fra")), Scope::Region(region("was"))];
-        let control = node(&ca, folder.path().join("control"), "control1", "fra", Role::Control, scopes, vec![]).await;
+        let control =
+            node(&ca, folder.path().join("control"), "control1", "fra", Role::Control, scopes, vec![]).await;
         let certificates = Arc::default();
         let node_plane = super::node_plane::serve(Arc::clone(&certificates)).await;
         let key = rcgen::KeyPair::generate().unwrap();
@@ -134,6 +135,23 @@ impl World {
         };
         self.desire(Kind::VIRTUAL_HOST, Scope::Global, "o-shop", &host).await;
         self.certify(DOMAIN).await;
+    }
+
+    /// The service is public no more.
+    pub async fn hide(&mut self) {
+        self.cluster(&["fra"], false).await;
+    }
+
+    async fn cluster(&mut self, regions: &[&str], public: bool) {
+        let cluster = record::Cluster {
+            name: CLUSTER.to_owned(),
+            public,
+            regions: regions.iter().map(|&region| region.to_owned()).collect(),
+            protocol: "http".to_owned(),
+            revision: String::new(),
+            response_timeout_ms: 5_000,
+        };
+        self.desire(Kind::CLUSTER, Scope::Global, CLUSTER, &cluster).await;
     }
 
     /// A public certificate for a domain.
@@ -260,7 +278,9 @@ pub fn start_edge(
         metrics: node.metrics.clone(),
         drain: node.trigger.subscribe(),
         tasks: Tasks::new(Handle::current()),
-        node_plane: tonic::transport::Endpoint::from_shared(format!("http://{node_plane}")).unwrap().connect_lazy(),
+        node_plane: tonic::transport::Endpoint::from_shared(format!("http://{node_plane}"))
+            .unwrap()
+            .connect_lazy(),
     };
     let any = "127.0.0.1:0".parse().unwrap();
     let config = Config {
@@ -312,4 +332,33 @@ async fn node(
     };
     let gossip = Gossip::start(config, identity.clone(), &metrics, drain).await.unwrap();
     Node { name: subject.node, identity, gossip, metrics, trigger }
+}
+
+/// One request for a cluster, over a connection of its own, as whoever `identity` is.
+pub async fn ask_gateway(
+    gateway: &Node,
+    identity: Identity,
+    cluster: &str,
+) -> Result<http::Response<()>, String> {
+    let facts = gateway.gossip.entries(Kind::NODE);
+    let own = facts.iter().find(|entry| *entry.key == *gateway.name.as_str()).unwrap();
+    let address = own.decode::<record::NodeFacts>().unwrap().gateway_address;
+    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let tls = identity.client_config(&[b"h2"], PeerPolicy::AnyNode);
+    let tls = tokio_rustls::TlsConnector::from(tls)
+        .connect(atoll_identity::mesh_server_name(), tcp)
+        .await
+        .map_err(|error| error.to_string())?;
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(tls);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.map_err(|error| error.to_string())?;
+    tokio::spawn(connection);
+    let request = http::Request::get("https://shop.localhost/")
+        .header("atoll-cluster", cluster)
+        .header("atoll-tries", "3")
+        .body(http_body_util::Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    Ok(answer.map(drop))
 }

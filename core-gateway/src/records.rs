@@ -3,37 +3,17 @@
 use crate::gateway::Shared;
 use crate::summaries::Touched;
 use crate::views::ViewWriter;
-use atoll_gossip::{Entry, Subscription};
+use atoll_gossip::Subscription;
 use atoll_model::Kind;
 use std::sync::Arc;
 
 /// What the gateway reads. Of nodes it only needs to know that it hears of any.
 pub(crate) const KINDS: [Kind; 4] = [Kind::CLUSTER, Kind::INSTANCE, Kind::PLACEMENT, Kind::NODE];
 
-/// Where records come from.
-#[derive(Debug)]
-pub(crate) enum Feed {
-    /// Gossip.
-    Gossip(Subscription),
-    /// A test.
-    #[cfg(test)]
-    Test(tokio::sync::mpsc::Receiver<Vec<Arc<Entry>>>),
-}
-
-impl Feed {
-    async fn next(&mut self) -> Option<Vec<Arc<Entry>>> {
-        match self {
-            Self::Gossip(subscription) => subscription.next().await,
-            #[cfg(test)]
-            Self::Test(receiver) => receiver.recv().await,
-        }
-    }
-}
-
 /// Applies records until there are no more.
-pub(crate) async fn follow(mut feed: Feed, shared: Arc<Shared>, touched: Touched) {
+pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, touched: Touched) {
     let mut writer = ViewWriter::new(shared.views.clone(), shared.name.clone());
-    while let Some(entries) = feed.next().await {
+    while let Some(entries) = records.next().await {
         touched.add(writer.apply(&entries));
         shared.apply_errors.store(Arc::new(writer.errors()));
     }
