@@ -213,3 +213,68 @@ async fn logs_come_from_the_host() {
     let response = platform.send(request.body(Full::default()).unwrap()).await;
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one\ntwo\n");
 }
+
+#[tokio::test]
+async fn outside_loopback_the_api_speaks_tls_under_the_mesh_root() {
+    use std::sync::Arc;
+    let platform = Platform::start().await;
+    let names = vec![rustls::pki_types::ServerName::try_from("control.example").unwrap()];
+    let tls =
+        super::ServerTls::new(platform.parts.ca.clone(), names, atoll_process::clock::unix_ms()).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(super::serve(listener, Some(tls), platform.parts.router(), platform.drain.clone()));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(platform.parts.ca.roots()[0].clone()).unwrap();
+    let config = rustls::ClientConfig::builder_with_provider(atoll_identity::crypto_provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    for (name, trusted) in [("control.example", true), ("other.example", false)] {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from(name).unwrap();
+        let connected = connector.connect(name, stream).await;
+        assert_eq!(connected.is_ok(), trusted);
+        let Ok(stream) = connected else { continue };
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let request =
+            Request::get("/v1/openapi.json").header("host", "x").body(Full::<bytes::Bytes>::default());
+        assert_eq!(sender.send_request(request.unwrap()).await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_removed_node_is_denied_and_a_control_node_stays() {
+    let platform = Platform::start().await;
+    let node = |name: &str, role| crate::store::objects::Node {
+        org: atoll_model::OrgName::default_org(),
+        name: name.parse().unwrap(),
+        site: "fra1".parse().unwrap(),
+        region: "fra".parse().unwrap(),
+        roles: atoll_model::Roles::NONE.with(role),
+        epoch: 1,
+        joined_ms: 0,
+        removed: false,
+    };
+    let (edge, control) =
+        (node("fra1-edge", atoll_model::Role::Edge), node("ctl", atoll_model::Role::Control));
+    let stored = platform.store.change(move |change| {
+        change.put(&edge)?;
+        change.put(&control)
+    });
+    stored.await.unwrap();
+    assert_eq!(platform.call(Method::DELETE, "/v1/nodes/fra1-edge", None, Value::Null).await.0, 200);
+    assert_eq!(platform.call(Method::DELETE, "/v1/nodes/ctl", None, Value::Null).await.0, 409);
+    assert_eq!(platform.call(Method::DELETE, "/v1/nodes/nobody", None, Value::Null).await.0, 404);
+    let desired = platform.store.desired();
+    assert_eq!((desired[0].kind, desired[0].key.as_str()), (atoll_model::Kind::DENIAL, "fra1-edge"));
+    let (_, nodes) = platform.get("/v1/nodes").await;
+    let seen: Vec<_> =
+        nodes.as_array().unwrap().iter().map(|n| (n["name"].clone(), n["removed"].clone())).collect();
+    assert_eq!(seen, [(json!("ctl"), json!(false)), (json!("fra1-edge"), json!(true))]);
+    assert_eq!(platform.get("/v1/ready").await.0, 503);
+}
