@@ -109,7 +109,7 @@ pub struct DevArgs {
     /// Leave the CLI's contexts alone
     #[arg(long)]
     pub no_context: bool,
-    /// Simulate the distances between the regions
+    /// Simulate the distances between the regions (without it, another region is 5 ms away)
     #[arg(long)]
     pub wan: bool,
     /// Data-path workers of each edge and gateway; 0 lets each node choose

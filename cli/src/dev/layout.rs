@@ -14,8 +14,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-/// Simulated round trip inside a region, ms.
+/// Simulated round trip inside a region with `--wan`, ms.
 const WAN_NEAR_MS: u64 = 2;
+/// Simulated round trip between regions without `--wan`, ms. On one machine all are equally near, and
+/// what an edge measures would be chance; this is just enough to make its own region the nearest.
+const APART_MS: u64 = 5;
 /// Simulated round trip between regions of which we know nothing, ms.
 const WAN_FAR_MS: u64 = 120;
 /// Round trips as they are on the internet, ms.
@@ -190,7 +193,12 @@ impl Builder<'_> {
     }
 
     fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {
-        let wan = if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() };
+        let wan = if self.settings.wan {
+            wan(region, &self.settings.regions)
+        } else {
+            let others = self.settings.regions.iter().filter(|other| *other != region);
+            others.map(|other| (other.clone(), APART_MS)).collect()
+        };
         EdgeConfig {
             http: vec![http],
             https: vec![https],

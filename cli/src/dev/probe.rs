@@ -1,5 +1,5 @@
-//! Whether a request passes every hop in every region: a hidden app with an instance in each region,
-//! asked through each edge over HTTPS, and then removed.
+//! Whether a request passes every hop in every region: a hidden app with a service for each region, of
+//! which each edge is asked over HTTPS, so that every edge, gateway and host has its part; then removed.
 
 use super::https;
 use super::layout::{Layout, ZONE};
@@ -27,45 +27,36 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What the probe's instances answer.
 const ANSWER: &str = "atoll probe";
 
-/// Returns once a request through every edge was answered by an instance in the edge's own region.
+/// Returns once every edge got an answer from every region.
 pub async fn pass_all_hops(api: &Api, layout: &Layout, program: &Path, data: &Path) -> Outcome {
     let regions: Vec<RegionName> = layout.edges().map(|(region, _)| region.clone()).collect();
     let app = app(&regions, program, data)?;
     watch::deploy_quietly(api, &app).await?;
     let until = Instant::now() + WAIT;
-    for (region, edge) in layout.edges() {
-        pass(region, edge, layout, until).await?;
+    for (service, label) in app.host_labels() {
+        for (_, edge) in layout.edges() {
+            pass(service.as_str(), &format!("{label}.{ZONE}"), edge, layout, until).await?;
+        }
     }
     watch::delete_quietly(api, &app.app).await
 }
 
-async fn pass(region: &RegionName, edge: SocketAddr, layout: &Layout, until: Instant) -> Outcome {
-    let domain = format!("{APP}.{ZONE}");
+async fn pass(region: &str, domain: &str, edge: SocketAddr, layout: &Layout, until: Instant) -> Outcome {
     loop {
-        let missing = match https::get(edge, &domain, "/", &layout.public_ca).await {
-            Ok(answer) if answer.status().is_success() && answer.body() == ANSWER => {
-                match answer.headers().get("atoll-region").and_then(|value| value.to_str().ok()) {
-                    Some(from) if from == region.as_str() => return Ok(()),
-                    from => format!("answered from region {}", from.unwrap_or("unknown")),
-                }
-            }
+        let missing = match https::get(edge, domain, "/", &layout.public_ca).await {
+            Ok(answer) if answer.status().is_success() && answer.body() == ANSWER => return Ok(()),
             Ok(answer) => {
-                let why = answer
-                    .headers()
-                    .get("proxy-status")
-                    .and_then(|value| value.to_str().ok())
-                    .unwrap_or_default();
-                format!("answered {} {why}", answer.status())
+                let why = answer.headers().get("proxy-status").and_then(|value| value.to_str().ok());
+                format!("answered {} {}", answer.status(), why.unwrap_or_default())
             }
             Err(error) => error,
         };
         if Instant::now() > until {
             return Err(Failure::new(
                 Exit::TimedOut,
-                format!("no request passes every hop of region {region}: {missing}"),
+                format!("no request passes every hop from edge {edge} to region {region}: {missing}"),
             )
-            .place(format!("edge {edge}"))
-            .fix("the logs of the region's edge, gateway and host say more"));
+            .fix("the logs of that edge, and of the region's gateway and host, say more"));
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -81,7 +72,7 @@ fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledA
         up: 1,
         down: 3,
     };
-    let spec = ServiceSpec {
+    let spec = |region: &RegionName| ServiceSpec {
         run: ["probe-instance", "--listen", "127.0.0.1:$PORT"].into_iter().fold(
             vec![program.display().to_string().replace('$', "$$")],
             |mut run, word| {
@@ -95,11 +86,13 @@ fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledA
         protocol: Protocol::Http,
         public: true,
         drain_ms: 0,
-        checks: vec![check],
-        regions: regions.iter().map(|region| (region.clone(), Scale { min: 1, max: 1 })).collect(),
+        checks: vec![check.clone()],
+        regions: BTreeMap::from([(region.clone(), Scale { min: 1, max: 1 })]),
     };
-    let service = ServiceName::new("web").map_err(wrong)?;
-    Ok(CompiledApp { app: AppName::new(APP).map_err(wrong)?, services: BTreeMap::from([(service, spec)]) })
+    // A region's name is a service's name too: both follow the same rule.
+    let service = |region: &RegionName| Ok((ServiceName::new(region.as_str()).map_err(wrong)?, spec(region)));
+    let services: Outcome<BTreeMap<_, _>> = regions.iter().map(service).collect();
+    Ok(CompiledApp { app: AppName::new(APP).map_err(wrong)?, services: services? })
 }
 
 /// The probe's server (`atoll probe-instance`).
@@ -131,10 +124,11 @@ mod tests {
 
     #[test]
     fn the_probe_is_an_app_like_any_other() {
-        let regions = [RegionName::new("fra").unwrap()];
+        let regions = ["fra", "was"].map(|name| RegionName::new(name).unwrap());
         let app = app(&regions, Path::new("/a$b/atoll"), Path::new("/data")).unwrap();
-        assert_eq!(app.host_labels()["web"], APP);
-        assert_eq!(app.services["web"].run[0], "/a$$b/atoll");
-        assert_eq!(atoll_model::manifest::variables_of(&app.services["web"].run[0]), Ok(vec![]));
+        assert_eq!(app.host_labels()["was"], format!("was--{APP}"));
+        assert_eq!(app.services["was"].regions.keys().collect::<Vec<_>>(), [&regions[1]]);
+        assert_eq!(app.services["fra"].run[0], "/a$$b/atoll");
+        assert_eq!(atoll_model::manifest::variables_of(&app.services["fra"].run[0]), Ok(vec![]));
     }
 }

@@ -10,11 +10,12 @@ use crate::commands::mesh::token_request;
 use crate::contexts::{Chosen, Context, ContextsFile};
 use crate::failure::{self, Failure, Outcome};
 use crate::out;
+use atoll_model::Role;
 use atoll_process::files;
 use http::Method;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use std::collections::BTreeSet;
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -56,8 +57,8 @@ pub async fn bring_up(
     copy_public_ca(layout)?;
     write_join_tokens(&api, layout).await?;
     start_others.send_replace(true);
-    nodes_up(layout).await?;
-    out::note("every node is up; asking through all hops");
+    nodes_up(&api, layout).await?;
+    out::note("every node is up; sending a request through every hop");
     probe::pass_all_hops(&api, layout, program, &settings.data).await?;
     if settings.demo {
         demo::deploy(&api, layout, program, &settings.data).await?;
@@ -142,23 +143,30 @@ fn copy_public_ca(layout: &Layout) -> Outcome {
     }
 }
 
-/// Waits until every node says that it is ready.
-async fn nodes_up(layout: &Layout) -> Outcome {
+/// Waits until control sees every node. Whether a request passes is the probe's question: a gateway
+/// without any app is not ready, and can't be.
+async fn nodes_up(api: &Api, layout: &Layout) -> Outcome {
     let began = Instant::now();
-    let mut explained = BTreeSet::new();
-    for node in &layout.nodes {
-        // An edge or a gateway may be unready for want of an app; what counts is that requests pass.
-        while let Err(missing) = admin_ready(node.config.admin.listen).await {
-            if began.elapsed() > NODES_WAIT {
-                return Err(not_up(node, &format!("{} does not get ready: {missing}", node.name())));
-            }
-            if began.elapsed() > EXPLAIN_AFTER && explained.insert(node.name()) {
-                out::note(&format!("waiting for {}: {missing}", node.name()));
-            }
-            tokio::time::sleep(PAUSE).await;
+    let mut explained = false;
+    loop {
+        let seen = api.list("/v1/nodes").await?;
+        let Some(node) = layout.nodes.iter().find(|node| !is_up(node, &seen)) else { return Ok(()) };
+        if began.elapsed() > NODES_WAIT {
+            return Err(not_up(node, &format!("{} does not join", node.name())));
         }
+        if began.elapsed() > EXPLAIN_AFTER && !explained {
+            explained = true;
+            out::note(&format!("waiting for {} to join", node.name()));
+        }
+        tokio::time::sleep(PAUSE).await;
     }
-    Ok(())
+}
+
+/// Whether control knows a node as alive, and has a line to it where it needs one.
+fn is_up(node: &NodePlan, seen: &[Value]) -> bool {
+    let Some(facts) = seen.iter().find(|facts| facts["name"] == node.name()) else { return false };
+    let needs_line = node.config.roles.has(Role::Edge) || node.config.roles.has(Role::Host);
+    facts["alive"] == true && (!needs_line || facts["attached"] == true)
 }
 
 /// `/readyz` of a node: what is missing, if it is not ready.
