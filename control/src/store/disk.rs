@@ -16,7 +16,7 @@ const EPOCH: &str = "epoch";
 const REVISION: &str = "revision";
 
 /// Room that must stay free on the disk. Below it a change is refused before the file is touched.
-const FREE_BYTES_MIN: u64 = 8 * 1024 * 1024;
+const FREE_BYTES_MIN: u64 = 2 * 1024 * 1024;
 /// redb's page cache. The image is what is read.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
