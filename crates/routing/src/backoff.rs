@@ -16,11 +16,7 @@ impl Backoff {
     /// Begins at `first`; no wait is longer than `longest`.
     #[must_use]
     pub const fn new(first: Duration, longest: Duration) -> Self {
-        Self {
-            first,
-            longest,
-            attempts: 0,
-        }
+        Self { first, longest, attempts: 0 }
     }
 
     /// The wait before the next attempt, between half and all of this step's length.

@@ -43,38 +43,21 @@ pub struct Pick {
 /// than fail, those ejected, those unhealthy that run, and last those draining. `random` decides which
 /// two are compared. `None` when nothing is left.
 pub fn pick(candidates: impl Iterator<Item = Candidate> + Clone, random: u64) -> Option<Pick> {
-    let usable = candidates
-        .enumerate()
-        .filter(|(_, c)| !c.excluded && c.state != State::Absent);
+    let usable = candidates.enumerate().filter(|(_, c)| !c.excluded && c.state != State::Absent);
     let state = usable.clone().map(|(_, c)| c.state).min()?;
     let mut best = usable.filter(|(_, c)| c.state == state);
     let among = best.clone().count();
     let first = below(spread(random), among);
     let (first_index, first_candidate) = best.clone().nth(first)?;
     if among == 1 {
-        return Some(Pick {
-            index: first_index,
-            state,
-            among,
-        });
+        return Some(Pick { index: first_index, state, among });
     }
     // Another than the first: skip over it.
-    let second = below(
-        spread(random.wrapping_add(0x9e37_79b9_7f4a_7c15)),
-        among - 1,
-    );
+    let second = below(spread(random.wrapping_add(0x9e37_79b9_7f4a_7c15)), among - 1);
     let second = second + usize::from(second >= first);
     let (second_index, second_candidate) = best.nth(second)?;
-    let index = if second_candidate.load < first_candidate.load {
-        second_index
-    } else {
-        first_index
-    };
-    Some(Pick {
-        index,
-        state,
-        among,
-    })
+    let index = if second_candidate.load < first_candidate.load { second_index } else { first_index };
+    Some(Pick { index, state, among })
 }
 
 #[cfg(test)]
@@ -84,18 +67,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn candidate(state: u8, load: u32, excluded: bool) -> Candidate {
-        let state = [
-            State::Healthy,
-            State::Ejected,
-            State::Unhealthy,
-            State::Draining,
-            State::Absent,
-        ][usize::from(state)];
-        Candidate {
-            state,
-            load,
-            excluded,
-        }
+        let state = [State::Healthy, State::Ejected, State::Unhealthy, State::Draining, State::Absent]
+            [usize::from(state)];
+        Candidate { state, load, excluded }
     }
 
     proptest! {

@@ -92,18 +92,9 @@ impl VirtualHost {
             route.path_prefix.truncate(end);
         }
         // Longest first, so that the first that matches is the answer.
-        routes.sort_by(|a, b| {
-            b.path_prefix
-                .len()
-                .cmp(&a.path_prefix.len())
-                .then_with(|| a.name.cmp(&b.name))
-        });
-        Ok(Self {
-            id,
-            version,
-            routes,
-            domains: normal,
-        })
+        routes
+            .sort_by(|a, b| b.path_prefix.len().cmp(&a.path_prefix.len()).then_with(|| a.name.cmp(&b.name)));
+        Ok(Self { id, version, routes, domains: normal })
     }
 
     /// Its domains, normalised and sorted.
@@ -121,9 +112,7 @@ impl VirtualHost {
     /// The route of the longest prefix that matches `path` by whole segments.
     #[must_use]
     pub fn route(&self, path: &str) -> Option<&Route> {
-        self.routes
-            .iter()
-            .find(|route| covers(&route.path_prefix, path))
+        self.routes.iter().find(|route| covers(&route.path_prefix, path))
     }
 }
 
@@ -147,9 +136,7 @@ pub fn normalise_host(authority: &str) -> Option<Cow<'_, str>> {
     }
     let good = |label: &str| {
         (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     if !host.split('.').all(good) {
         return None;
@@ -165,11 +152,7 @@ fn without_port(authority: &str) -> Option<&str> {
     let (host, port) = if authority.starts_with('[') {
         let end = authority.find(']')? + 1;
         let inside = authority.get(1..end - 1)?;
-        if inside.is_empty()
-            || !inside
-                .bytes()
-                .all(|b| b.is_ascii_hexdigit() || b":.".contains(&b))
-        {
+        if inside.is_empty() || !inside.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b)) {
             return None;
         }
         (&authority[..end], &authority[end..])
@@ -179,9 +162,7 @@ fn without_port(authority: &str) -> Option<&str> {
     match port.strip_prefix(':') {
         None => port.is_empty().then_some(host),
         // RFC 3986 allows an empty port.
-        Some(digits) => {
-            (digits.len() <= 5 && digits.bytes().all(|b| b.is_ascii_digit())).then_some(host)
-        }
+        Some(digits) => (digits.len() <= 5 && digits.bytes().all(|b| b.is_ascii_digit())).then_some(host),
     }
 }
 
@@ -237,10 +218,7 @@ impl HostTable {
         self.remove(&host.id);
         let host = Arc::new(host);
         for domain in &host.domains {
-            let old = self
-                .by_domain
-                .get(domain)
-                .map_or(&[][..], |claims| &claims[..]);
+            let old = self.by_domain.get(domain).map_or(&[][..], |claims| &claims[..]);
             let mut claims = old.to_vec();
             claims.push(Arc::clone(&host));
             claims.sort_by(|a, b| a.id.cmp(&b.id));
@@ -258,11 +236,7 @@ impl HostTable {
             let Some(claims) = self.by_domain.get(domain) else {
                 continue;
             };
-            let left: Arc<[_]> = claims
-                .iter()
-                .filter(|claim| claim.id != id)
-                .cloned()
-                .collect();
+            let left: Arc<[_]> = claims.iter().filter(|claim| claim.id != id).cloned().collect();
             if left.is_empty() {
                 self.by_domain.remove(domain);
             } else {
@@ -287,10 +261,7 @@ impl HostTable {
     /// [`Self::find`] for what [`normalise_host`] returned.
     #[must_use]
     pub fn find_normal(&self, host: &str) -> Option<&Arc<VirtualHost>> {
-        let claims = self
-            .by_domain
-            .get(host)
-            .or_else(|| self.by_domain.get(&wildcard_of(host)?));
+        let claims = self.by_domain.get(host).or_else(|| self.by_domain.get(&wildcard_of(host)?));
         claims.and_then(|claims| claims.first())
     }
 }

@@ -20,11 +20,7 @@ pub struct Outlier {
 
 impl Default for Outlier {
     fn default() -> Self {
-        Self {
-            failures: 0,
-            until: Duration::ZERO,
-            backoff: Backoff::new(EJECTION_FIRST, EJECTION_LONGEST),
-        }
+        Self { failures: 0, until: Duration::ZERO, backoff: Backoff::new(EJECTION_FIRST, EJECTION_LONGEST) }
     }
 }
 
@@ -71,10 +67,7 @@ mod tests {
         assert!(outlier.connect_failed(SECOND, 1).is_some());
         assert!(outlier.is_ejected(SECOND));
         assert!(!outlier.is_ejected(SECOND * 12));
-        assert!(
-            outlier.connect_failed(SECOND * 12, 1).is_some(),
-            "one more is enough"
-        );
+        assert!(outlier.connect_failed(SECOND * 12, 1).is_some(), "one more is enough");
         outlier.succeeded();
         assert!(!outlier.is_ejected(SECOND * 12));
         assert_eq!(outlier.connect_failed(SECOND * 12, 1), None);

@@ -83,9 +83,7 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Final => "another try would end the same way",
-            Self::MayHaveRun => {
-                "the request may have reached an instance, and its method is not idempotent"
-            }
+            Self::MayHaveRun => "the request may have reached an instance, and its method is not idempotent",
             Self::BodyLost => "the request's body can't be sent again",
             Self::NoTriesLeft => "no try is left",
         })
@@ -98,10 +96,7 @@ pub const fn decide(failure: &Failure) -> Retry {
     if !failure.reason.is_retryable() {
         return Retry::Stop(Stop::Final);
     }
-    if matches!(
-        (failure.sent, failure.method),
-        (Sent::Maybe, MethodClass::Other)
-    ) {
+    if matches!((failure.sent, failure.method), (Sent::Maybe, MethodClass::Other)) {
         return Retry::Stop(Stop::MayHaveRun);
     }
     if !failure.replayable {
@@ -120,69 +115,32 @@ mod tests {
     use proptest::prelude::*;
 
     fn failure(reason: Reason, sent: Sent, method: &str) -> Failure {
-        Failure {
-            reason,
-            sent,
-            method: MethodClass::of(method),
-            replayable: true,
-            tries_left: 1,
-        }
+        Failure { reason, sent, method: MethodClass::of(method), replayable: true, tries_left: 1 }
     }
 
     #[test]
     fn the_table() {
         use Reason::{
-            GatewayFull, InstanceReset, InstanceTimeout, NoInstance, NotPublic, SidecarReset,
-            TunnelLost,
+            GatewayFull, InstanceReset, InstanceTimeout, NoInstance, NotPublic, SidecarReset, TunnelLost,
         };
         let again = |same_too| Retry::Again { same_too };
         for (reason, sent, method, expected) in [
             (SidecarReset, Sent::Maybe, "GET", again(true)),
             (SidecarReset, Sent::Maybe, "PUT", again(false)),
-            (
-                SidecarReset,
-                Sent::Maybe,
-                "POST",
-                Retry::Stop(Stop::MayHaveRun),
-            ),
-            (
-                SidecarReset,
-                Sent::Maybe,
-                "get",
-                Retry::Stop(Stop::MayHaveRun),
-            ),
-            (
-                InstanceReset,
-                Sent::Maybe,
-                "PATCH",
-                Retry::Stop(Stop::MayHaveRun),
-            ),
+            (SidecarReset, Sent::Maybe, "POST", Retry::Stop(Stop::MayHaveRun)),
+            (SidecarReset, Sent::Maybe, "get", Retry::Stop(Stop::MayHaveRun)),
+            (InstanceReset, Sent::Maybe, "PATCH", Retry::Stop(Stop::MayHaveRun)),
             (TunnelLost, Sent::No, "POST", again(true)),
             (GatewayFull, Sent::No, "POST", again(true)),
             (NoInstance, Sent::No, "POST", again(true)),
             (NotPublic, Sent::No, "GET", Retry::Stop(Stop::Final)),
-            (
-                InstanceTimeout,
-                Sent::Maybe,
-                "GET",
-                Retry::Stop(Stop::Final),
-            ),
+            (InstanceTimeout, Sent::Maybe, "GET", Retry::Stop(Stop::Final)),
         ] {
-            assert_eq!(
-                decide(&failure(reason, sent, method)),
-                expected,
-                "{reason} {sent:?} {method}"
-            );
+            assert_eq!(decide(&failure(reason, sent, method)), expected, "{reason} {sent:?} {method}");
         }
-        let lost = Failure {
-            replayable: false,
-            ..failure(TunnelLost, Sent::No, "GET")
-        };
+        let lost = Failure { replayable: false, ..failure(TunnelLost, Sent::No, "GET") };
         assert_eq!(decide(&lost), Retry::Stop(Stop::BodyLost));
-        let spent = Failure {
-            tries_left: 0,
-            ..failure(TunnelLost, Sent::No, "GET")
-        };
+        let spent = Failure { tries_left: 0, ..failure(TunnelLost, Sent::No, "GET") };
         assert_eq!(decide(&spent), Retry::Stop(Stop::NoTriesLeft));
     }
 

@@ -21,10 +21,7 @@ impl<V: Clone> Default for ShardedMap<V> {
     fn default() -> Self {
         // All start as the same empty shard.
         let empty = Arc::new(Shard::new());
-        Self {
-            shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(),
-            len: 0,
-        }
+        Self { shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(), len: 0 }
     }
 }
 
@@ -71,9 +68,7 @@ impl<V: Clone> ShardedMap<V> {
 
     /// Every entry, in no order that means anything.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &V)> {
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.iter().map(|(key, value)| (&**key, value)))
+        self.shards.iter().flat_map(|shard| shard.iter().map(|(key, value)| (&**key, value)))
     }
 
     fn shard_mut(&mut self, key: &str) -> &mut Shard<V> {
@@ -123,12 +118,7 @@ mod tests {
         }
         let before = map.clone();
         map.insert("d17.example", 0);
-        let copied = before
-            .shards
-            .iter()
-            .zip(map.shards.iter())
-            .filter(|(a, b)| !Arc::ptr_eq(a, b))
-            .count();
+        let copied = before.shards.iter().zip(map.shards.iter()).filter(|(a, b)| !Arc::ptr_eq(a, b)).count();
         assert_eq!(copied, 1);
     }
 }

@@ -15,10 +15,7 @@ pub struct Summary {
 
 impl Summary {
     /// No healthy instance.
-    pub const NONE: Self = Self {
-        health: Health::None,
-        capacity_bucket: 0,
-    };
+    pub const NONE: Self = Self { health: Health::None, capacity_bucket: 0 };
 
     /// Of `healthy` instances among `expected` that should serve (those that start or drain are not
     /// expected to).
@@ -29,10 +26,7 @@ impl Summary {
             _ if healthy < expected => Health::Some,
             _ => Health::Full,
         };
-        Self {
-            health,
-            capacity_bucket: bucket(healthy),
-        }
+        Self { health, capacity_bucket: bucket(healthy) }
     }
 }
 
@@ -46,15 +40,9 @@ const fn bucket(healthy: u32) -> u32 {
 
 /// The gateway that writes `cluster`'s summary among those alive: rendezvous hashing, so that all
 /// agree without talking, and only a gone one's clusters move.
-pub fn writer<'a>(
-    cluster: &str,
-    gateways: impl IntoIterator<Item = &'a NodeName>,
-) -> Option<&'a NodeName> {
-    let weight =
-        |gateway: &NodeName| spread(fnv(&[gateway.as_str().as_bytes(), cluster.as_bytes()]));
-    gateways
-        .into_iter()
-        .max_by(|a, b| weight(a).cmp(&weight(b)).then_with(|| b.cmp(a)))
+pub fn writer<'a>(cluster: &str, gateways: impl IntoIterator<Item = &'a NodeName>) -> Option<&'a NodeName> {
+    let weight = |gateway: &NodeName| spread(fnv(&[gateway.as_str().as_bytes(), cluster.as_bytes()]));
+    gateways.into_iter().max_by(|a, b| weight(a).cmp(&weight(b)).then_with(|| b.cmp(a)))
 }
 
 #[cfg(test)]
@@ -65,10 +53,7 @@ mod tests {
 
     #[test]
     fn buckets_are_powers_of_two() {
-        let buckets: Vec<u32> = [0, 1, 2, 3, 4, 5, 8, 9, u32::MAX]
-            .into_iter()
-            .map(bucket)
-            .collect();
+        let buckets: Vec<u32> = [0, 1, 2, 3, 4, 5, 8, 9, u32::MAX].into_iter().map(bucket).collect();
         assert_eq!(buckets, [0, 1, 2, 3, 3, 4, 4, 5, 33]);
     }
 
@@ -95,9 +80,7 @@ mod tests {
 
     #[test]
     fn the_work_is_spread() {
-        let gateways: Vec<NodeName> = (0..4)
-            .map(|n| NodeName::new(format!("gw{n}")).unwrap())
-            .collect();
+        let gateways: Vec<NodeName> = (0..4).map(|n| NodeName::new(format!("gw{n}")).unwrap()).collect();
         let mut counts = [0_u32; 4];
         for n in 0..4_000 {
             let name = writer(&format!("default/app{n}/web"), &gateways).unwrap();

@@ -64,7 +64,7 @@ impl Wanted {
         let Domains { wanted, pending } = &mut *domains;
         pending.retain(|domain| {
             let current = loaded.of_domain(domain);
-            !current.is_some_and(|current| wanted.get(domain) == Some(&current.fingerprint))
+            current.is_none_or(|current| wanted.get(domain) != Some(&current.fingerprint))
         });
         pending.iter().cloned().collect()
     }

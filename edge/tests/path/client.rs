@@ -40,3 +40,19 @@ pub async fn http(edge: &RunningEdge, request: &str) -> String {
 pub fn get(host: &str, fields: &str) -> String {
     format!("GET /a?b=c HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{fields}\r\n")
 }
+
+/// A POST over HTTP/2: its status, and the answer's content.
+pub async fn post_http2(stream: TlsStream<TcpStream>, host: &str, content: Vec<u8>) -> (u16, String) {
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("https://{host}/up"))
+        .body(http_body_util::Full::new(bytes::Bytes::from(content)))
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    let status = answer.status().as_u16();
+    let content = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&content).into_owned())
+}

@@ -64,6 +64,11 @@ async fn a_request_passes_every_hop_and_its_fields_are_ours() {
     }
     assert!(!body.contains("6.6.6.6") && !body.contains("atoll-anything"), "{body}");
 
+    let stream = connect(&edge, DOMAIN, &[b"h2", b"http/1.1"]).await.unwrap();
+    let (status, answer) = client::post_http2(stream, DOMAIN, vec![7; 3_000_000]).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.contains("3000000 bytes") && answer.contains("host: shop.localhost\n"), "{answer}");
+
     until("the access log", async || {
         let log = std::fs::read_to_string(&edge.log).map_err(|e| e.to_string())?;
         let line = log.lines().find(|line| line.contains("mine-1")).ok_or("no line yet")?;

@@ -19,11 +19,7 @@ fn host(id: &str, domains: &[&str], routes: &[(&str, &str)]) -> VirtualHost {
 fn a_host_is_found_as_clients_write_it() {
     let mut table = HostTable::new();
     table.insert(host("o-1", &["shop.localhost"], &[("/", "web")]));
-    table.insert(host(
-        "o-2",
-        &["*.shop.localhost", "API.localhost."],
-        &[("/", "api")],
-    ));
+    table.insert(host("o-2", &["*.shop.localhost", "API.localhost."], &[("/", "api")]));
     for text in [
         "shop.localhost",
         "SHOP.localhost.",
@@ -31,18 +27,10 @@ fn a_host_is_found_as_clients_write_it() {
         "shop.localhost.:8443",
         "shop.localhost:",
     ] {
-        assert_eq!(
-            table.find(text).map(|h| h.id.as_str()),
-            Some("o-1"),
-            "{text}"
-        );
+        assert_eq!(table.find(text).map(|h| h.id.as_str()), Some("o-1"), "{text}");
     }
     for text in ["a.shop.localhost", "api.localhost"] {
-        assert_eq!(
-            table.find(text).map(|h| h.id.as_str()),
-            Some("o-2"),
-            "{text}"
-        );
+        assert_eq!(table.find(text).map(|h| h.id.as_str()), Some("o-2"), "{text}");
     }
     for text in [
         "a.b.shop.localhost",
@@ -62,16 +50,8 @@ fn a_host_is_found_as_clients_write_it() {
 
 #[test]
 fn paths_match_by_segments_and_the_longest_wins() {
-    let host = host(
-        "o-1",
-        &["a"],
-        &[("/", "web"), ("/api/", "api"), ("/api/v2", "next")],
-    );
-    let serve = |path: &str| {
-        host.route(path)
-            .map(|r| r.cluster.service.to_string())
-            .unwrap()
-    };
+    let host = host("o-1", &["a"], &[("/", "web"), ("/api/", "api"), ("/api/v2", "next")]);
+    let serve = |path: &str| host.route(path).map(|r| r.cluster.service.to_string()).unwrap();
     assert_eq!(serve("/"), "web");
     assert_eq!(serve("/apix"), "web");
     assert_eq!(serve("/api"), "api");
