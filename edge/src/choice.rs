@@ -66,6 +66,7 @@ impl Memory {
                     draining: view.draining,
                     excluded: (view.tunnel_up && is_tried(&view.region))
                         || (heed && refused.contains(&view.region)),
+                    home: tunnels.is_home(&view.region),
                 })
                 .collect();
             region::choose(&candidates, previous.as_ref(), Hysteresis::default())

@@ -54,6 +54,11 @@ impl Tunnels {
         Self { facts, open: RefCell::default() }
     }
 
+    /// Whether that is the edge's own region.
+    pub(crate) fn is_home(&self, region: &RegionName) -> bool {
+        self.facts.region == *region
+    }
+
     /// Opens and closes tunnels as gateways come and go. Runs as long as the worker.
     pub(crate) async fn follow(&self, views: Views, board: Board, worker: usize) {
         let mut gateways = views.gateways();

@@ -30,6 +30,9 @@ pub struct Candidate<'a> {
     pub draining: bool,
     /// Not for this request: it was tried, or it has just said that it can't.
     pub excluded: bool,
+    /// Whether it is the region of the one who chooses. Between regions that are as near as each other
+    /// (within the hysteresis) it is preferred.
+    pub home: bool,
 }
 
 /// How much better another region must be before the choice moves. Both must hold.
@@ -43,10 +46,7 @@ pub struct Hysteresis {
 
 impl Default for Hysteresis {
     fn default() -> Self {
-        Self {
-            percent: 20,
-            at_least: Duration::from_millis(2),
-        }
+        Self { percent: 20, at_least: Duration::from_millis(2) }
     }
 }
 
@@ -57,6 +57,8 @@ pub enum Verdict {
     Chosen,
     /// Was chosen before, and no other is enough better.
     Kept,
+    /// The chooser's own region, and no other is enough nearer.
+    Home,
     /// Chosen although no region is known to be healthy.
     ChosenInPanic,
     /// Lost: tried before, or it has just refused.
@@ -80,6 +82,7 @@ impl fmt::Display for Verdict {
         f.write_str(match self {
             Self::Chosen => "chosen: the nearest that can serve",
             Self::Kept => "kept: no other is enough nearer",
+            Self::Home => "chosen: the own region, and no other is enough nearer",
             Self::ChosenInPanic => "chosen although no region is known to be healthy",
             Self::Excluded => "tried already, or has just refused",
             Self::NoTunnel => "no gateway can be reached",
@@ -115,36 +118,25 @@ pub fn choose(
     hysteresis: Hysteresis,
 ) -> Decision {
     // An excluded one that is healthy counts: a retry must not turn into a panic.
-    let panic = !candidates
-        .iter()
-        .any(|c| c.tunnel_up && c.health != Health::None);
-    let mut verdicts: Vec<Verdict> = candidates
-        .iter()
-        .map(|c| disqualified(c, panic).unwrap_or(Verdict::Farther))
-        .collect();
-    let others =
-        (0..candidates.len()).any(|i| verdicts[i] == Verdict::Farther && !candidates[i].draining);
+    let panic = !candidates.iter().any(|c| c.tunnel_up && c.health != Health::None);
+    let mut verdicts: Vec<Verdict> =
+        candidates.iter().map(|c| disqualified(c, panic).unwrap_or(Verdict::Farther)).collect();
+    let others = (0..candidates.len()).any(|i| verdicts[i] == Verdict::Farther && !candidates[i].draining);
     for (candidate, verdict) in candidates.iter().zip(&mut verdicts) {
         if others && candidate.draining && *verdict == Verdict::Farther {
             *verdict = Verdict::Draining;
         }
     }
     let fit = |i: &usize| verdicts[*i] == Verdict::Farther;
-    let Some(nearest) = (0..candidates.len())
-        .filter(fit)
-        .min_by(|a, b| nearer(&candidates[*a], &candidates[*b]))
+    let Some(nearest) =
+        (0..candidates.len()).filter(fit).min_by(|a, b| nearer(&candidates[*a], &candidates[*b]))
     else {
-        return Decision {
-            chosen: None,
-            panic,
-            verdicts,
-        };
+        return Decision { chosen: None, panic, verdicts };
     };
-    let current = (0..candidates.len())
-        .filter(fit)
-        .find(|i| Some(candidates[*i].region) == previous);
-    let kept =
-        current.filter(|i| !enough_nearer(&candidates[nearest], &candidates[*i], hysteresis));
+    let current = (0..candidates.len()).filter(fit).find(|i| Some(candidates[*i].region) == previous);
+    let holds = |i: &usize| !enough_nearer(&candidates[nearest], &candidates[*i], hysteresis);
+    let home = (0..candidates.len()).filter(fit).find(|i| candidates[*i].home).filter(holds);
+    let kept = home.or_else(|| current.filter(holds));
     let chosen = kept.unwrap_or(nearest);
     for i in 0..candidates.len() {
         if verdicts[i] == Verdict::Farther {
@@ -153,14 +145,11 @@ pub fn choose(
     }
     verdicts[chosen] = match (panic, kept) {
         (true, _) => Verdict::ChosenInPanic,
+        (false, Some(kept)) if kept != nearest && home.is_some() => Verdict::Home,
         (false, Some(kept)) if kept != nearest => Verdict::Kept,
         (false, _) => Verdict::Chosen,
     };
-    Decision {
-        chosen: Some(chosen),
-        panic,
-        verdicts,
-    }
+    Decision { chosen: Some(chosen), panic, verdicts }
 }
 
 fn disqualified(candidate: &Candidate<'_>, panic: bool) -> Option<Verdict> {

@@ -14,30 +14,18 @@ fn up(region: &RegionName, rtt_ms: u64) -> Candidate<'_> {
         tunnel_up: true,
         draining: false,
         excluded: false,
+        home: false,
     }
 }
 
 #[test]
 fn the_nearest_serves_and_the_others_know_why_not() {
     let (fra, was, sin) = (name("fra"), name("was"), name("sin"));
-    let down = Candidate {
-        tunnel_up: false,
-        ..up(&fra, 1)
-    };
-    let sick = Candidate {
-        health: Health::None,
-        ..up(&was, 2)
-    };
-    let decision = choose(
-        &[down, sick, up(&sin, 200)],
-        Some(&fra),
-        Hysteresis::default(),
-    );
+    let down = Candidate { tunnel_up: false, ..up(&fra, 1) };
+    let sick = Candidate { health: Health::None, ..up(&was, 2) };
+    let decision = choose(&[down, sick, up(&sin, 200)], Some(&fra), Hysteresis::default());
     assert_eq!(decision.chosen, Some(2));
-    assert_eq!(
-        decision.verdicts,
-        [Verdict::NoTunnel, Verdict::Unhealthy, Verdict::Chosen]
-    );
+    assert_eq!(decision.verdicts, [Verdict::NoTunnel, Verdict::Unhealthy, Verdict::Chosen]);
     assert!(!decision.panic);
 }
 
@@ -45,21 +33,11 @@ fn the_nearest_serves_and_the_others_know_why_not() {
 fn the_choice_moves_only_for_a_real_gain() {
     let (fra, was) = (name("fra"), name("was"));
     let pick = |fra_ms, was_ms| {
-        let decision = choose(
-            &[up(&fra, fra_ms), up(&was, was_ms)],
-            Some(&fra),
-            Hysteresis::default(),
-        );
+        let decision = choose(&[up(&fra, fra_ms), up(&was, was_ms)], Some(&fra), Hysteresis::default());
         (decision.chosen.unwrap(), decision.verdicts)
     };
-    assert_eq!(
-        pick(10, 9),
-        (0, vec![Verdict::Kept, Verdict::NotEnoughNearer])
-    );
-    assert_eq!(
-        pick(3, 1),
-        (0, vec![Verdict::Kept, Verdict::NotEnoughNearer])
-    );
+    assert_eq!(pick(10, 9), (0, vec![Verdict::Kept, Verdict::NotEnoughNearer]));
+    assert_eq!(pick(3, 1), (0, vec![Verdict::Kept, Verdict::NotEnoughNearer]));
     assert_eq!(pick(100, 81).0, 0);
     assert_eq!(pick(100, 79).0, 1);
     assert_eq!(pick(9, 10), (0, vec![Verdict::Chosen, Verdict::Farther]));
@@ -68,22 +46,12 @@ fn the_choice_moves_only_for_a_real_gain() {
 #[test]
 fn with_none_healthy_the_nearest_reachable_one_is_tried() {
     let (fra, was) = (name("fra"), name("was"));
-    let sick = |region, rtt| Candidate {
-        health: Health::None,
-        ..up(region, rtt)
-    };
-    let decision = choose(
-        &[sick(&fra, 50), sick(&was, 5)],
-        None,
-        Hysteresis::default(),
-    );
+    let sick = |region, rtt| Candidate { health: Health::None, ..up(region, rtt) };
+    let decision = choose(&[sick(&fra, 50), sick(&was, 5)], None, Hysteresis::default());
     assert_eq!((decision.chosen, decision.panic), (Some(1), true));
     assert_eq!(decision.verdicts[1], Verdict::ChosenInPanic);
     // A healthy one that was tried already: the rest is not worth a panic.
-    let tried = Candidate {
-        excluded: true,
-        ..up(&fra, 50)
-    };
+    let tried = Candidate { excluded: true, ..up(&fra, 50) };
     let decision = choose(&[tried, sick(&was, 5)], None, Hysteresis::default());
     assert_eq!((decision.chosen, decision.panic), (None, false));
 }
@@ -91,19 +59,10 @@ fn with_none_healthy_the_nearest_reachable_one_is_tried() {
 #[test]
 fn a_draining_region_is_the_last_resort() {
     let (fra, was) = (name("fra"), name("was"));
-    let leaving = Candidate {
-        draining: true,
-        ..up(&fra, 1)
-    };
+    let leaving = Candidate { draining: true, ..up(&fra, 1) };
     let decision = choose(&[leaving, up(&was, 100)], Some(&fra), Hysteresis::default());
-    assert_eq!(
-        (decision.chosen, decision.verdicts[0]),
-        (Some(1), Verdict::Draining)
-    );
-    assert_eq!(
-        choose(&[leaving], None, Hysteresis::default()).chosen,
-        Some(0)
-    );
+    assert_eq!((decision.chosen, decision.verdicts[0]), (Some(1), Verdict::Draining));
+    assert_eq!(choose(&[leaving], None, Hysteresis::default()).chosen, Some(0));
 }
 
 #[derive(Debug, Clone)]
@@ -134,6 +93,7 @@ fn candidates<'a>(names: &'a [RegionName], facts: &[Facts]) -> Vec<Candidate<'a>
             tunnel_up: f.tunnel_up,
             draining: f.draining,
             excluded: f.excluded,
+            home: false,
         })
         .collect()
 }
@@ -165,4 +125,17 @@ proptest! {
         let winners = decision.verdicts.iter().filter(|v| matches!(v, Verdict::Chosen | Verdict::Kept | Verdict::ChosenInPanic)).count();
         prop_assert_eq!(winners, usize::from(decision.chosen.is_some()));
     }
+}
+
+#[test]
+fn the_own_region_wins_among_those_as_near() {
+    let (fra, was) = (name("fra"), name("was"));
+    let home = |ms| Candidate { home: true, ..up(&fra, ms) };
+    let choose = |home_ms, other_ms| {
+        let candidates = [home(home_ms), up(&was, other_ms)];
+        choose(&candidates, Some(&was), Hysteresis::default())
+    };
+    let near = choose(2, 1);
+    assert_eq!((near.chosen, near.verdicts[0]), (Some(0), Verdict::Home));
+    assert_eq!(choose(40, 10).chosen, Some(1));
 }
