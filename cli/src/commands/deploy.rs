@@ -166,7 +166,10 @@ fn in_file(manifest: &Manifest, mut failure: Failure) -> Failure {
         placed.into_iter().filter_map(|(error, ..)| error.map(|error| error.to_string())).collect();
     // Several services in one unknown region is one mistake in the file.
     lines.dedup();
-    failure.details.extend(lines);
+    match lines.as_slice() {
+        [only] if failure.faults.is_empty() => failure.what = out::harmless(only),
+        _ => failure.details.extend(lines),
+    }
     failure
 }
 

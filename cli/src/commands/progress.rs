@@ -56,7 +56,7 @@ fn region_text(services: &Value, delete: bool) -> String {
         services.as_object().into_iter().flatten().filter_map(|(_, counts)| counts[key].as_u64()).sum()
     };
     let (wanted, placed, healthy, old) = (sum("wanted"), sum("placed"), sum("healthy"), sum("old"));
-    let started = sum("starting").max(healthy);
+    let started = sum("starting") + healthy;
     let step = if delete || (wanted == 0 && old > 0) {
         return if old > 0 { format!("stopping, {old} left") } else { "stopped".to_owned() };
     } else if placed < wanted && placed == 0 {
@@ -80,7 +80,7 @@ mod tests {
         let mut progress = Progress::new("shop");
         let at = |placed: u32, healthy: u32| {
             json!({ "state": "running", "regions": { "fra": { "web": {
-                "wanted": 2, "placed": placed, "starting": placed, "healthy": healthy, "old": 0
+                "wanted": 2, "placed": placed, "starting": placed - healthy, "healthy": healthy, "old": 0
             }}}})
         };
         assert_eq!(progress.news(&at(0, 0)), ["shop  fra  placing (placed 0, started 0, healthy 0/2)"]);

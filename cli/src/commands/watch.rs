@@ -134,10 +134,14 @@ pub fn outcome(deploy: &Value, app: &str) -> Outcome {
         "the deploy of {app} failed: {}",
         text("message").unwrap_or_else(|| "no cause is known".to_owned())
     );
-    match (cause["exit_status"].as_i64(), cause["signal"].as_i64()) {
-        (_, Some(signal)) => what.push_str(&format!(" (ended by signal {signal})")),
-        (Some(status), None) => what.push_str(&format!(" (exit status {status})")),
-        (None, None) => {}
+    let ended = match (cause["exit_status"].as_i64(), cause["signal"].as_i64()) {
+        (_, Some(signal)) => Some((format!("signal {signal}"), format!(" (ended by signal {signal})"))),
+        (Some(status), None) => Some((format!("status {status}"), format!(" (exit status {status})"))),
+        (None, None) => None,
+    };
+    // Control's sentence often says it already.
+    if let Some((_, text)) = ended.filter(|(said, _)| !what.contains(said.as_str())) {
+        what.push_str(&text);
     }
     let mut failure = Failure::new(exit, what);
     let place: Vec<String> = ["service", "region", "instance"]

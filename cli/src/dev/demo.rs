@@ -9,7 +9,6 @@ use crate::out;
 use atoll_model::manifest::{self, CompiledApp};
 use atoll_model::{RegionName, Scale};
 use std::collections::BTreeMap;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 const MANIFEST: &str = include_str!("../../../examples/shop/atoll.toml");
@@ -42,13 +41,8 @@ fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledA
 
 /// The example's server (`atoll demo-shop web|api --listen ADDRESS:PORT`).
 pub fn serve(args: Vec<String>) -> Outcome {
-    let own =
-        std::env::current_exe().map_err(|error| crate::failure::io("cannot find our own program", &error))?;
-    let shop = own.with_file_name("atoll-shop");
-    // Returns only if the program could not be started: it takes our place, pid included.
-    let error = std::process::Command::new(&shop).args(args).exec();
-    Err(crate::failure::io(format!("cannot start the example, {}", shop.display()), &error)
-        .fix("build it: `cargo build --package atoll-example-shop`"))
+    atoll_example_shop::run(args.into_iter())
+        .map_err(|error| Failure::failed(format!("the example ended: {error:#}")))
 }
 
 #[cfg(test)]
