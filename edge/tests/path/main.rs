@@ -17,7 +17,7 @@ use world::{DOMAIN, RunningEdge, World, say, start_edge, until};
 /// Waits until the edge serves what control wants now.
 async fn served(edge: &RunningEdge, world: &World) {
     until("ready", async || edge.serving.ready()).await;
-    until("served", async || edge.serving.can_serve(DOMAIN, world.revision())).await;
+    until("served", async || edge.serving.can_serve(DOMAIN, world.heard_revision())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -180,7 +180,7 @@ async fn a_drained_edge_finishes_and_one_that_restarts_without_control_serves() 
     })
     .await;
     edge.node.trigger.start();
-    until("not ready", async || edge.serving.ready().err().map(drop).ok_or("ready".to_owned())).await;
+    until("not ready", async || edge.serving.ready().err().map(drop).ok_or_else(|| "ready".to_owned())).await;
     stream.write_all(b"cd").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -209,7 +209,7 @@ async fn a_gateway_lets_edges_have_public_clusters_only() {
     world.place(&host, "fra", "i-1", sidecar).await;
     until("desired state", async || {
         let (_, version) = serving.applied();
-        (version >= world.revision()).then_some(()).ok_or(format!("{version}"))
+        (version >= world.heard_revision()).then_some(()).ok_or_else(|| format!("{version}"))
     })
     .await;
     for cluster in [world::CLUSTER, "default/nobody/web", "", "%%"] {

@@ -107,7 +107,7 @@ impl World {
     }
 
     /// The newest desired state that edges hear of.
-    pub fn revision(&self) -> u64 {
+    pub fn heard_revision(&self) -> u64 {
         self.global
     }
 
