@@ -1,4 +1,5 @@
-//! The programs under test, built once by the cargo that runs the tests.
+//! The programs under test, built once by the cargo that runs the tests; or those of the folder that
+//! `ATOLL_TEST_PROGRAMS` names, to test what was built elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,11 +26,17 @@ pub fn shop_binary() -> &'static Path {
 }
 
 fn built(program: &str) -> PathBuf {
-    static BUILD: OnceLock<()> = OnceLock::new();
-    let folder = profile_folder();
-    BUILD.get_or_init(|| build(&folder));
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| match std::env::var_os("ATOLL_TEST_PROGRAMS") {
+        Some(folder) => folder.into(),
+        None => {
+            let folder = profile_folder();
+            build(&folder);
+            folder
+        }
+    });
     let path = folder.join(program);
-    assert!(path.is_file(), "the build made no {}", path.display());
+    assert!(path.is_file(), "there is no {}", path.display());
     path
 }
 

@@ -56,7 +56,7 @@ pub struct LoadFailure {
     pub took: Duration,
     /// The edge, and over what.
     pub target: String,
-    /// Whether the head of an answer was there already.
+    /// Whether the head of an instance's answer was there already; an error page of the platform is none.
     pub head_seen: bool,
     /// What happened; for an answer of the platform, its status and `Proxy-Status`.
     pub detail: String,

@@ -56,7 +56,8 @@ impl Client {
         Self { target, tls, idle: RefCell::default(), shared: Mutex::default() }
     }
 
-    /// The region that answered. `head_seen` is set once an answer's head is there.
+    /// The region that answered. `head_seen` is set once the head of an instance's answer is there;
+    /// an error that the platform makes is none.
     pub(super) async fn get(&self, number: u64, head_seen: &Cell<bool>) -> Result<String, String> {
         match self.target.version {
             Version::H1 => self.get_h1(number, head_seen).await,
@@ -76,7 +77,7 @@ impl Client {
             }
         };
         let answer = sender.send_request(self.request(number)).await.map_err(chain)?;
-        head_seen.set(true);
+        head_seen.set(answer.status() == http::StatusCode::OK);
         let region = read(answer).await?;
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX && sender.is_ready() {
@@ -100,7 +101,7 @@ impl Client {
             }
         };
         let answer = sender.send_request(self.request(number)).await.map_err(chain)?;
-        head_seen.set(true);
+        head_seen.set(answer.status() == http::StatusCode::OK);
         read(answer).await
     }
 
