@@ -65,7 +65,8 @@ fn apply_instance(world: &mut World, host: &NodeName, entry: &Arc<Entry>) {
     }
 }
 
-/// A gateway speaks in both scopes; the newer word counts.
+/// A gateway speaks in both scopes; what it says in the global one counts, where desired state of the
+/// same scope can be held against it.
 fn apply_node(world: &mut World, owner: &NodeName, entry: &Arc<Entry>) {
     if entry.deleted {
         if world.nodes.get(owner).is_some_and(|seen| seen.kind == entry.kind) {
@@ -77,7 +78,11 @@ fn apply_node(world: &mut World, owner: &NodeName, entry: &Arc<Entry>) {
         tracing::warn!(node = %owner, "a node's record cannot be read");
         return;
     };
-    if world.nodes.get(owner).is_some_and(|seen| seen.written_ms > entry.written_ms) {
+    let outranked = |seen: &NodeSeen| match seen.kind == entry.kind {
+        true => seen.written_ms > entry.written_ms,
+        false => seen.kind == Kind::NODE,
+    };
+    if world.nodes.get(owner).is_some_and(outranked) {
         return;
     }
     let alive = world.nodes.get(owner).is_some_and(|seen| seen.alive);

@@ -6,7 +6,9 @@
 use atoll_process::Drain;
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
-use atoll_wire::node::{CanServe, ControlMessage, LogChunk, NodeMessage, ReadLogs, ServeAnswer, control_message::Ask};
+use atoll_wire::node::{
+    CanServe, ControlMessage, LogChunk, NodeMessage, ReadLogs, ServeAnswer, control_message::Ask,
+};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -106,8 +108,13 @@ async fn attach_once(channel: Channel, answers: &Answers) -> Result<(), tonic::S
                 });
                 handles.insert(id, handle);
             }
-            Some(_) => tell(&send, id, Answer::Error("this node has too many questions under way".to_owned()), true).await,
-            None => tell(&send, id, Answer::Error("this node does not know the question".to_owned()), true).await,
+            Some(_) => {
+                tell(&send, id, Answer::Error("this node has too many questions under way".to_owned()), true)
+                    .await
+            }
+            None => {
+                tell(&send, id, Answer::Error("this node does not know the question".to_owned()), true).await
+            }
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::config::NodeConfig;
 use super::reload::Live;
-use super::roles::Applied;
+use super::roles::ApplyErrors;
 use atoll_gossip::{Gossip, Scope};
 use atoll_identity::Identity;
 use atoll_model::{Kind, Role};
@@ -29,7 +29,14 @@ pub struct Addresses {
 }
 
 /// Publishes the facts until the drain is forced.
-pub async fn run(live: Live, addresses: Addresses, gossip: Gossip, identity: Identity, applied: Applied, drain: Drain) {
+pub async fn run(
+    live: Live,
+    addresses: Addresses,
+    gossip: Gossip,
+    identity: Identity,
+    apply_errors: ApplyErrors,
+    drain: Drain,
+) {
     let config = live.load();
     let base = facts(&config, &addresses, &gossip);
     let mut said: Vec<(Kind, Scope, NodeFacts)> = gossip
@@ -45,14 +52,13 @@ pub async fn run(live: Live, addresses: Addresses, gossip: Gossip, identity: Ide
             (facts.latitude, facts.longitude) = (config.latitude, config.longitude);
             facts.certificate_not_after_ms = identity.not_after_ms();
             facts.draining = drain.is_draining();
-            let (_, known) = gossip.desired_version(scope);
-            let (by_roles, errors) = applied();
-            let applied = match scope {
-                Scope::Global => by_roles.unwrap_or(known),
-                Scope::Region(_) => known,
-            };
-            facts.apply_errors =
-                errors.into_iter().take(16).map(|(record, error)| ApplyError { record, error }).collect();
+            // Roles apply what arrives within milliseconds; what they could not apply they name.
+            let (_, applied) = gossip.desired_version(scope);
+            facts.apply_errors = apply_errors()
+                .into_iter()
+                .take(16)
+                .map(|(record, error)| ApplyError { record, error })
+                .collect();
             if applied != facts.applied_version || facts.applied_ms == 0 {
                 facts.applied_version = applied;
                 facts.applied_ms = unix_ms();

@@ -120,8 +120,10 @@ async fn join(config: &NodeConfig, dir: &Path) -> anyhow::Result<Membership> {
     };
     let text = std::fs::read_to_string(token_file)
         .with_context(|| format!("cannot read the join token {}", token_file.display()))?;
-    let token: JoinToken = text.trim().parse().with_context(|| format!("{} holds no join token", token_file.display()))?;
-    let channel = anonymous_channel(config.join.control.clone(), join_client_config(token.ca_fingerprint, &[b"h2"]));
+    let token: JoinToken =
+        text.trim().parse().with_context(|| format!("{} holds no join token", token_file.display()))?;
+    let channel =
+        anonymous_channel(config.join.control.clone(), join_client_config(token.ca_fingerprint, &[b"h2"]));
     let JoinKeys { tls: key, record: record_key } = JoinKeys::generate()?;
     let request = JoinRequest {
         token: text.trim().to_owned(),
@@ -185,8 +187,12 @@ pub async fn renew(channel: Channel, dir: &Path) -> anyhow::Result<Material> {
 
 fn material(reply: IdentityReply, key: &TlsKey) -> anyhow::Result<Material> {
     let trust_domain = TrustDomain::new(&reply.trust_domain)?;
-    let material =
-        Material::from_der(reply.chain, key.to_pkcs8().secret_pkcs8_der().to_vec(), reply.roots, trust_domain);
+    let material = Material::from_der(
+        reply.chain,
+        key.to_pkcs8().secret_pkcs8_der().to_vec(),
+        reply.roots,
+        trust_domain,
+    );
     material.check()?;
     Ok(material)
 }
@@ -207,7 +213,16 @@ where
     loop {
         match call().await {
             Ok(reply) => return Ok(reply.into_inner()),
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::ResourceExhausted) => {
+            Err(status)
+                if matches!(
+                    status.code(),
+                    Code::Unavailable
+                        | Code::DeadlineExceeded
+                        | Code::Cancelled
+                        | Code::Unknown
+                        | Code::ResourceExhausted
+                ) =>
+            {
                 warn!(code = ?status.code(), cause = status.message(), what, "control does not answer; trying again");
             }
             Err(status) => bail!("control refused the {what}: {}", status.message()),

@@ -47,7 +47,10 @@ pub async fn run(path: PathBuf, live: Live, mut hangups: Hangups, metrics: Metri
             }
             Err(cause) => {
                 refused.inc();
-                error!(cause = format!("{:#}", anyhow::Error::from(cause)), "the configuration is not usable; keeping the last good one");
+                error!(
+                    cause = format!("{:#}", anyhow::Error::from(cause)),
+                    "the configuration is not usable; keeping the last good one"
+                );
             }
         }
     }

@@ -3,9 +3,9 @@
 use super::attach::Answers;
 use super::config::NodeConfig;
 use super::facts::Addresses;
+use super::node_plane;
 use super::ports::{Ports, Transport};
 use super::run::channel_to_control;
-use super::node_plane;
 use anyhow::Context;
 use atoll_core_gateway::Gateway;
 use atoll_edge::{Edge, Serving};
@@ -22,8 +22,8 @@ use tonic::transport::Channel;
 use tracing::error;
 
 type ReadyCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
-/// The version applied by the roles that apply any, and records that they could not apply, with why.
-pub type Applied = Box<dyn Fn() -> (Option<u64>, Vec<(String, String)>) + Send + Sync>;
+/// Records that could not be applied (`kind/key`), and why.
+pub type ApplyErrors = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
 type View = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// What every role stands on.
@@ -68,7 +68,8 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
     let gateway = if config.roles.has(Role::Gateway) { Some(bind_gateway(ground, ports)?) } else { None };
     let host = if config.roles.has(Role::Host) { Some(bind_host(ground, node_plane.clone())?) } else { None };
     let edge = if config.roles.has(Role::Edge) { Some(bind_edge(ground, node_plane.clone())?) } else { None };
-    let (serving, host_view) = (edge.as_ref().map(atoll_edge::Bound::serving), host.as_ref().map(atoll_host::Bound::view));
+    let (serving, host_view) =
+        (edge.as_ref().map(atoll_edge::Bound::serving), host.as_ref().map(atoll_host::Bound::view));
     let addresses = Addresses {
         gateway: gateway.as_ref().map(|gateway| config.gateway.advertise.unwrap_or(gateway.address)),
         edge_http: edge.as_ref().and_then(|edge| edge.http.first().copied()),
@@ -104,7 +105,9 @@ async fn bind_control(ground: &Ground, ca: Arc<MeshCa>) -> anyhow::Result<atoll_
         trust_domain: ca.trust_domain().clone(),
         mesh_ca: ca,
     };
-    atoll_control::Control::bind(config.control.role(), handles).await.context("the role control cannot start")
+    atoll_control::Control::bind(config.control.role(), handles)
+        .await
+        .context("the role control cannot start")
 }
 
 fn bind_gateway(ground: &Ground, ports: &Ports) -> anyhow::Result<atoll_core_gateway::Bound> {
@@ -125,7 +128,8 @@ fn bind_gateway(ground: &Ground, ports: &Ports) -> anyhow::Result<atoll_core_gat
 
 fn bind_host(ground: &Ground, node_plane: Channel) -> anyhow::Result<atoll_host::Bound> {
     let config = &ground.config;
-    let executable = std::env::current_exe().context("cannot find the atoll executable, which sidecars run from")?;
+    let executable =
+        std::env::current_exe().context("cannot find the atoll executable, which sidecars run from")?;
     let handles = atoll_host::Handles {
         name: config.name.clone(),
         site: config.site.clone(),
@@ -160,15 +164,14 @@ fn bind_edge(ground: &Ground, node_plane: Channel) -> anyhow::Result<atoll_edge:
 fn answers(serving: Option<&Serving>, host: Option<&HostView>) -> Answers {
     let mut answers = Answers::default();
     if let Some(serving) = serving.cloned() {
-        answers.serves = Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version)));
+        answers.serves =
+            Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version)));
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {
-            let read = question
-                .instance
-                .parse()
-                .ok()
-                .and_then(|instance| host.read_logs(&instance, question.tail_lines as usize, question.follow));
+            let read = question.instance.parse().ok().and_then(|instance| {
+                host.read_logs(&instance, question.tail_lines as usize, question.follow)
+            });
             match read {
                 Some(chunks) => chunks.map(|chunk| chunk.map_err(|cause| cause.to_string())).boxed(),
                 None => {
@@ -194,15 +197,12 @@ impl Roles {
         checks
     }
 
-    /// How far desired state has been applied in the global scope, and what could not be.
-    pub fn applied(&self) -> Applied {
+    /// What of the desired state could not be applied.
+    pub fn apply_errors(&self) -> ApplyErrors {
         let (edge, gateway) = (self.serving.clone(), self.gateway_view.clone());
         Box::new(move || {
-            let edge = edge.as_ref().map(|edge| (edge.applied().1, edge.apply_errors()));
-            let gateway = gateway.as_ref().map(|gateway| (gateway.applied().1, gateway.apply_errors()));
-            let both = || edge.iter().chain(&gateway);
-            let errors = both().flat_map(|(_, errors)| errors.iter().cloned()).collect();
-            (both().map(|(version, _)| *version).min(), errors)
+            let edge = edge.iter().flat_map(|edge| edge.apply_errors());
+            edge.chain(gateway.iter().flat_map(|gateway| gateway.apply_errors())).collect()
         })
     }
 

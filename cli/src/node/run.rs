@@ -1,5 +1,6 @@
 //! From a configuration file to a running node: identity, gossip, roles, admin; and the way back.
 
+use super::NodeArgs;
 use super::attach;
 use super::config::NodeConfig;
 use super::facts::{self, Addresses};
@@ -9,7 +10,6 @@ use super::ports::{Ports, Transport};
 use super::reload::{self, Live};
 use super::renewal::{self, Issuer};
 use super::roles::{self, Ground, Running};
-use super::NodeArgs;
 use anyhow::{Context, bail};
 use atoll_gossip::{Gossip, Scope};
 use atoll_identity::{Identity, SpiffeId, TrustDomain};
@@ -37,7 +37,8 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
     logging::init(logging::Format::Auto);
     let config = NodeConfig::load(&args.config)?;
     let data_dir = config.data_dir.clone();
-    files::private_dir(&data_dir).with_context(|| format!("cannot make the folder {}", data_dir.display()))?;
+    files::private_dir(&data_dir)
+        .with_context(|| format!("cannot make the folder {}", data_dir.display()))?;
     let _lock = files::lock(&data_dir.join("lock"))?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -124,7 +125,9 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
         .await
         .with_context(|| format!("cannot listen on the admin address {admin_address}"))?;
     let addresses = Addresses { admin: Some(admin_listener.local_addr()?), ..roles.addresses.clone() };
-    for (purpose, address) in [("gossip", Some(gossip.local_addr())), ("gateway", addresses.gateway), ("admin", addresses.admin)] {
+    for (purpose, address) in
+        [("gossip", Some(gossip.local_addr())), ("gateway", addresses.gateway), ("admin", addresses.admin)]
+    {
         if let Some(address) = address {
             ports.remember(purpose, address);
         }
@@ -136,17 +139,30 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
         None => Issuer::Control(roles.node_plane.clone()),
     };
     let counters = renewal::Counters {
-        renewed: metrics.counter("atoll_node_certificate_renewals", "Certificates of the node that were renewed"),
-        failed: metrics.counter("atoll_node_certificate_renewal_errors", "Renewals that failed and are tried again"),
+        renewed: metrics
+            .counter("atoll_node_certificate_renewals", "Certificates of the node that were renewed"),
+        failed: metrics
+            .counter("atoll_node_certificate_renewal_errors", "Renewals that failed and are tried again"),
     };
     tasks.spawn("renewal", renewal::run(config.clone(), identity.clone(), issuer, counters, drain.clone()));
     tasks.spawn("reload", reload::run(args.config, live.clone(), hangups, metrics.clone(), drain.clone()));
-    tasks.spawn("facts", facts::run(live.clone(), addresses, gossip.clone(), identity.clone(), roles.applied(), drain.clone()));
+    tasks.spawn(
+        "facts",
+        facts::run(
+            live.clone(),
+            addresses,
+            gossip.clone(),
+            identity.clone(),
+            roles.apply_errors(),
+            drain.clone(),
+        ),
+    );
     if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
         tasks.spawn("attach", attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()));
     }
     let admin = admin(&config, metrics, &identity, &gossip, &roles, &drain);
-    tasks.spawn("admin", admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()));
+    tasks
+        .spawn("admin", admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()));
     let running = roles.run();
     info!(node = %config.name, "running");
     Ok(Started { live, trigger, running, tasks, gossip })
@@ -268,7 +284,10 @@ fn gossip_state(gossip: &Gossip) -> serde_json::Value {
         .map(|scope| {
             let alive: Vec<&str> = members.alive(scope).iter().map(|member| member.name.as_str()).collect();
             let (epoch, version) = gossip.desired_version(scope);
-            (scope.to_string(), serde_json::json!({"alive": alive, "desired": {"epoch": epoch, "version": version}}))
+            (
+                scope.to_string(),
+                serde_json::json!({"alive": alive, "desired": {"epoch": epoch, "version": version}}),
+            )
         })
         .collect();
     let kinds = [
@@ -282,10 +301,8 @@ fn gossip_state(gossip: &Gossip) -> serde_json::Value {
         ("denial", Kind::DENIAL),
         ("placement", Kind::PLACEMENT),
     ];
-    let records: serde_json::Map<String, serde_json::Value> = kinds
-        .into_iter()
-        .map(|(name, kind)| (name.to_owned(), gossip.entries(kind).len().into()))
-        .collect();
+    let records: serde_json::Map<String, serde_json::Value> =
+        kinds.into_iter().map(|(name, kind)| (name.to_owned(), gossip.entries(kind).len().into())).collect();
     serde_json::json!({"address": gossip.local_addr().to_string(), "scopes": scopes, "records": records})
 }
 
