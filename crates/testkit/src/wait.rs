@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-const PAUSE: Duration = Duration::from_millis(50);
+/// Conditions may start a process each time; on few cores that must not be what is measured.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_millis(300);
 
 /// Waits until `condition` gives something, and gives it.
 ///
@@ -10,12 +12,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// When it has given nothing after `timeout`.
 pub fn wait_for<T>(what: &str, timeout: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + timeout;
+    let mut pause = PAUSE_MIN;
     loop {
         if let Some(value) = condition() {
             return value;
         }
         assert!(Instant::now() < until, "not within {timeout:?}: {what}");
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
+        pause = (pause * 3 / 2).min(PAUSE_MAX);
     }
 }
 
