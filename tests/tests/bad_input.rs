@@ -138,8 +138,7 @@ fn dry_run_and_plan_change_nothing(platform: &Platform) {
     assert!(shown.stdout.contains("planned") || shown.stdout.contains("web"), "{shown:?}");
     let _changes = atoll.run_in(&folder, &["plan", "--exit-code"]).expect_code(10);
     assert!(!platform.api("/v1/apps").to_string().contains("planned"));
-    let same = platform.manifest("shop", &shop_manifest("shop", &[("fra", 1)]));
-    let _none = atoll.run_in(&same, &["plan", "--exit-code"]).expect_code(0);
+    assert!(platform.instances("planned").is_empty());
 }
 
 fn two_deploys_at_once(platform: &Platform) {
@@ -187,10 +186,10 @@ fn a_full_disk_at_control_loses_nothing() {
 
     fill(&control.join("ballast"));
     let mut refused = None;
-    for n in 0..200 {
+    for n in 0..400 {
         let app = format!("more-{n}");
         let folder = platform
-            .manifest("more", &program_manifest(&app, "fra", &["/bin/sh", "-c", &"x".repeat(60_000)]));
+            .manifest("more", &program_manifest(&app, "fra", &["/bin/sh", "-c", &"x".repeat(30_000)]));
         let output = platform.atoll().run_in(&folder, &["deploy", "--no-wait"]);
         if output.code != 0 {
             refused = Some(output);

@@ -383,9 +383,11 @@ impl Platform {
     pub fn logs(&self) -> String {
         let mut files = vec![self.folder.path().join("dev.out"), self.folder.path().join("dev.err")];
         let folder = fs::read_dir(self.data().join("logs")).into_iter().flatten().flatten();
-        files.extend(
-            folder.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log")),
-        );
+        let is_log = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.ends_with(".log") && !name.ends_with("access.log")
+        };
+        files.extend(folder.map(|entry| entry.path()).filter(is_log));
         files.sort();
         let tail = |path: &PathBuf| {
             let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
