@@ -5,7 +5,8 @@ use super::settings::Settings;
 use crate::args::edge_ip;
 use crate::failure::{self, Failure, Outcome};
 use crate::node::config::{
-    AdminConfig, ControlConfig, EdgeConfig, GatewayConfig, GossipConfig, HostConfig, JoinConfig, NodeConfig,
+    AdminConfig, CaConfig, ControlConfig, EdgeConfig, GatewayConfig, GossipConfig, HostConfig, JoinConfig,
+    NodeConfig,
 };
 use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
 use atoll_process::files;
@@ -16,9 +17,6 @@ use std::path::{Path, PathBuf};
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Simulated round trip inside a region with `--wan`, ms.
 const WAN_NEAR_MS: u64 = 2;
-/// Simulated round trip between regions without `--wan`, ms. On one machine all are equally near, and
-/// what an edge measures would be chance; this is just enough to make its own region the nearest.
-const APART_MS: u64 = 5;
 /// Simulated round trip between regions of which we know nothing, ms.
 const WAN_FAR_MS: u64 = 120;
 /// Round trips as they are on the internet, ms.
@@ -85,19 +83,19 @@ impl Layout {
         let mut control = build.node(first, Role::Control)?;
         control.config.join = JoinConfig::default();
         control.config.gossip = GossipConfig { listen: control_gossip, ..GossipConfig::default() };
-        let defaults = ControlConfig::default();
         control.config.control = ControlConfig {
-            api,
-            node_plane,
+            api_listen: api,
+            node_plane_listen: node_plane,
             zone: ZONE.to_owned(),
             public_https_port: public.first().map_or(443, |(_, https)| https.port()),
             regions: settings.regions.clone(),
-            public_test_ca: Some(public_ca.clone()),
-            node_certificate_s: settings.node_certificate_s.unwrap_or(defaults.node_certificate_s),
-            workload_certificate_s: settings
-                .workload_certificate_s
-                .unwrap_or(defaults.workload_certificate_s),
-            ..defaults
+            ..ControlConfig::default()
+        };
+        let ca = CaConfig::default();
+        control.config.ca = CaConfig {
+            node_certificate_s: settings.node_certificate_s.unwrap_or(ca.node_certificate_s),
+            workload_certificate_s: settings.workload_certificate_s.unwrap_or(ca.workload_certificate_s),
+            ..ca
         };
         let mut nodes = vec![control];
         for (region, (http, https)) in settings.regions.iter().zip(public) {
@@ -186,6 +184,7 @@ impl Builder<'_> {
                 gateway: GatewayConfig::default(),
                 host: HostConfig::default(),
                 control: ControlConfig::default(),
+                ca: CaConfig::default(),
                 drain_ms: DRAIN_MS,
                 name,
             },
@@ -193,12 +192,7 @@ impl Builder<'_> {
     }
 
     fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {
-        let wan = if self.settings.wan {
-            wan(region, &self.settings.regions)
-        } else {
-            let others = self.settings.regions.iter().filter(|other| *other != region);
-            others.map(|other| (other.clone(), APART_MS)).collect()
-        };
+        let wan = if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() };
         EdgeConfig {
             http: vec![http],
             https: vec![https],
@@ -252,7 +246,7 @@ mod tests {
         for node in &layout.nodes {
             assert_eq!(NodeConfig::load(&node.config_path).unwrap(), node.config);
         }
-        assert_eq!(layout.control().unwrap().config.control.node_certificate_s, 10);
+        assert_eq!(layout.control().unwrap().config.ca.node_certificate_s, 10);
         let mut addresses: Vec<_> = layout.addresses.values().collect();
         let all = addresses.len();
         addresses.sort();

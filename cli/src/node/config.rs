@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// `[control]`
+pub use atoll_control::Config as ControlConfig;
 /// `[gateway]`
 pub use atoll_core_gateway::Config as GatewayConfig;
 /// `[edge]`
@@ -55,6 +57,9 @@ pub struct NodeConfig {
     /// The role control.
     #[serde(default)]
     pub control: ControlConfig,
+    /// The mesh CA, which a control node holds.
+    #[serde(default)]
+    pub ca: CaConfig,
     /// How long SIGTERM lets work finish, ms.
     #[serde(default = "drain_ms")]
     pub drain_ms: u64,
@@ -106,68 +111,24 @@ impl Default for AdminConfig {
     }
 }
 
-/// `[control]`
+/// `[ca]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct ControlConfig {
-    /// The API. Plain HTTP on loopback, HTTPS elsewhere.
-    pub api: SocketAddr,
-    /// The node plane (gRPC over mutual TLS).
-    pub node_plane: SocketAddr,
-    /// Apps answer at `<app>.<zone>`.
-    pub zone: String,
-    /// Shown in URLs; 443 is left out.
-    pub public_https_port: u16,
+pub struct CaConfig {
     /// Name under which identities are issued. Fixed at the first start.
     pub trust_domain: String,
-    /// Regions that apps may name.
-    pub regions: Vec<RegionName>,
-    /// Where the public test CA's certificate is written; public certificates come from it.
-    pub public_test_ca: Option<PathBuf>,
     /// Life of a node's certificate, s.
     pub node_certificate_s: u64,
     /// Life of a workload's certificate, s.
     pub workload_certificate_s: u64,
-    /// After this long without a host, its instances are placed elsewhere, ms.
-    pub host_lost_after_ms: u64,
-    /// A deploy whose instances are not healthy by then has failed, ms.
-    pub deploy_timeout_ms: u64,
 }
 
-impl ControlConfig {
-    /// The role's own part.
-    pub fn role(&self) -> atoll_control::Config {
-        let timing = atoll_control::Timing {
-            healthy_deadline_ms: self.deploy_timeout_ms,
-            host_gone_ms: self.host_lost_after_ms,
-            ..atoll_control::Timing::default()
-        };
-        atoll_control::Config {
-            api_listen: self.api,
-            node_plane_listen: self.node_plane,
-            zone: self.zone.clone(),
-            public_https_port: self.public_https_port,
-            regions: self.regions.clone(),
-            timing,
-            ..atoll_control::Config::default()
-        }
-    }
-}
-
-impl Default for ControlConfig {
+impl Default for CaConfig {
     fn default() -> Self {
         Self {
-            api: loopback(),
-            node_plane: loopback(),
-            zone: "localhost".to_owned(),
-            public_https_port: 443,
             trust_domain: "atoll.internal".to_owned(),
-            regions: Vec::new(),
-            public_test_ca: None,
             node_certificate_s: 7 * 24 * 3600,
             workload_certificate_s: 48 * 3600,
-            host_lost_after_ms: 30_000,
-            deploy_timeout_ms: 60_000,
         }
     }
 }
@@ -230,7 +191,7 @@ impl NodeConfig {
         if !self.admin.listen.ip().is_loopback() {
             return Err("`admin.listen` must be a loopback address".to_owned());
         }
-        if self.control.node_certificate_s < 2 || self.control.workload_certificate_s < 2 {
+        if self.ca.node_certificate_s < 2 || self.ca.workload_certificate_s < 2 {
             return Err("certificates must live for at least 2 seconds".to_owned());
         }
         Ok(())

@@ -105,7 +105,7 @@ async fn bind_control(ground: &Ground, ca: Arc<MeshCa>) -> anyhow::Result<atoll_
         trust_domain: ca.trust_domain().clone(),
         mesh_ca: ca,
     };
-    atoll_control::Control::bind(config.control.role(), handles)
+    atoll_control::Control::bind(config.control.clone(), handles)
         .await
         .context("the role control cannot start")
 }

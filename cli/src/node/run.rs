@@ -169,11 +169,11 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
 }
 
 fn open_ca(config: &NodeConfig) -> anyhow::Result<Arc<MeshCa>> {
-    let trust_domain = TrustDomain::new(&config.control.trust_domain)
-        .with_context(|| format!("`control.trust_domain` = {:?}", config.control.trust_domain))?;
+    let trust_domain = TrustDomain::new(&config.ca.trust_domain)
+        .with_context(|| format!("`ca.trust_domain` = {:?}", config.ca.trust_domain))?;
     let lifetimes = Lifetimes {
-        node: Duration::from_secs(config.control.node_certificate_s),
-        workload: Duration::from_secs(config.control.workload_certificate_s),
+        node: Duration::from_secs(config.ca.node_certificate_s),
+        workload: Duration::from_secs(config.ca.workload_certificate_s),
         ..Lifetimes::default()
     };
     let dir = config.data_dir.join("mesh-ca");

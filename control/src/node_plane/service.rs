@@ -84,7 +84,7 @@ impl NodePlaneService {
         let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
         let identity =
             identity.ok_or_else(|| Status::unauthenticated("this call needs the node's certificate"))?;
-        let node = identity.id.node_name().and_then(|name| self.known(&name)).ok_or_else(|| {
+        let node = self.known(&identity).ok_or_else(|| {
             self.metrics.refused.inc();
             tracing::warn!(peer = %identity.id, "a node that is unknown or removed was refused");
             Status::permission_denied("this node was removed, or never joined")
@@ -92,9 +92,11 @@ impl NodePlaneService {
         Ok((identity, node))
     }
 
-    fn known(&self, name: &NodeName) -> Option<Node> {
-        let org = OrgName::default_org();
-        self.store.get::<Node>(&format!("{org}/{name}")).filter(|node| !node.removed)
+    /// A certificate from before the node was removed and joined again is worth nothing: its epoch differs.
+    fn known(&self, identity: &PeerIdentity) -> Option<Node> {
+        let (org, name) = (OrgName::default_org(), identity.id.node_name()?);
+        let node = self.store.get::<Node>(&format!("{org}/{name}"))?;
+        (!node.removed && identity.epoch == Some(node.epoch)).then_some(node)
     }
 }
 
@@ -172,7 +174,7 @@ impl NodePlane for NodePlaneService {
         }
         let mut node = None;
         let removed = |identity: &PeerIdentity| {
-            node = identity.id.node_name().and_then(|name| self.known(&name));
+            node = self.known(identity);
             node.is_none()
         };
         let (expired, csr) = (&request.expired_certificate, &request.csr);
