@@ -106,6 +106,16 @@ pub fn harmless(text: &str) -> String {
         .collect()
 }
 
+/// A moment, ms since 1970, as date and time in UTC.
+pub fn date(unix_ms: u64) -> String {
+    let seconds = i64::try_from(unix_ms / 1000).unwrap_or(i64::MAX);
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    time::OffsetDateTime::from_unix_timestamp(seconds)
+        .ok()
+        .and_then(|moment| moment.format(format).ok())
+        .unwrap_or_else(|| unix_ms.to_string())
+}
+
 /// How long ago a time was, such as `5m`.
 pub fn age(now_ms: u64, then_ms: u64) -> String {
     let seconds = now_ms.saturating_sub(then_ms) / 1_000;

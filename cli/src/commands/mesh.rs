@@ -13,14 +13,27 @@ pub(super) async fn ca_status(global: &Global) -> Outcome {
     let status = api(global)?.get("/v1/ca").await?;
     match (global.output, &status) {
         (Format::Table, Value::Object(fields)) => {
-            let width = fields.keys().map(String::len).max().unwrap_or(0);
-            for (key, value) in fields {
-                out::data(&format!("{key:width$}  {}", out::cell(value)));
+            let shown = fields.iter().filter(|(key, _)| !key.ends_with("_pem")).map(shown);
+            let rows: Vec<(String, String)> = shown.collect();
+            let width = rows.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+            for (key, value) in rows {
+                out::data(&format!("{key:width$}  {value}"));
             }
         }
         _ => out::json(&status),
     }
     Ok(())
+}
+
+/// One line of the table: moments as dates, lifetimes with their unit.
+fn shown((key, value): (&String, &Value)) -> (String, String) {
+    match (key.strip_suffix("_ms"), key.strip_suffix("_s"), value.as_u64()) {
+        (Some(name), _, Some(ms)) => (name.replace('_', " "), out::date(ms)),
+        (_, Some(name), Some(seconds)) => {
+            (name.replace('_', " "), format!("{}h {}m {}s", seconds / 3600, seconds / 60 % 60, seconds % 60))
+        }
+        _ => (key.replace('_', " "), out::cell(value)),
+    }
 }
 
 pub(super) async fn tokens(command: TokensCommand, global: &Global) -> Outcome {
