@@ -73,7 +73,7 @@ fn sidecar(platform: &Platform, service: &str, region: &str) -> SocketAddr {
 
 fn certificates_from_elsewhere_get_nowhere(platform: &Platform) {
     let gateway = address(platform, "fra1-gateway", "gateway", "listen");
-    let node_plane = address(platform, "fra1-control", "control", "node_plane");
+    let node_plane = address(platform, "fra1-control", "control", "node_plane_listen");
     let ca = ForeignCa::new();
     let node =
         |name: &str, role: &str| ca.client(&format!("spiffe://{TRUST_DOMAIN}/node/fra1/{name}"), role, "fra");
@@ -152,7 +152,7 @@ impl Joining {
     fn start(platform: &Platform, name: &str, site: &str, role: &str, token: &str) -> Self {
         let folder = platform.scratch(&format!("join-{name}-{site}-{role}"));
         let data = folder.join("data");
-        let control = platform.setting("fra1-control", "control", "node_plane");
+        let control = platform.setting("fra1-control", "control", "node_plane_listen");
         let seed = platform.setting("fra1-control", "gossip", "listen");
         let region = site.trim_end_matches(|c: char| c.is_ascii_digit());
         fs::write(folder.join("token"), token).unwrap();
