@@ -199,7 +199,9 @@ fn one_that_listens_elsewhere(platform: &Platform) {
     let failed = platform.atoll().run_in(&folder, &["deploy"]);
     assert_eq!(failed.code, 3, "{failed:?}");
     assert!(failed.stderr.contains("never listened"), "{}", failed.stderr);
-    remove(platform, "absent", &folder);
+    // An app whose first deploy fails is not there, and leaves nothing.
+    let _no_such_app = platform.atoll().run(&["delete", "absent"]).expect_code(1);
+    wait_until("its processes are gone", SOON, || processes::of_folder(&folder).is_empty());
 }
 
 fn nothing_is_left(mut platform: Platform) {
