@@ -5,8 +5,9 @@ use super::config::NodeConfig;
 use super::node_plane::anonymous_channel;
 use anyhow::{Context, bail};
 use atoll_identity::{
-    Identity, Material, PeerPolicy, RecordIdentity, RecordKey, TlsKey, TrustDomain, anonymous_client_config,
-    join_client_config, load_material, load_record, save_material, save_record, sign_recovery,
+    Identity, Material, PeerPolicy, RecordIdentity, RecordKey, SpiffeId, TlsKey, TrustDomain,
+    anonymous_client_config, join_client_config, load_material, load_record, save_material, save_record,
+    sign_recovery,
 };
 use atoll_mesh_ca::MeshCa;
 use atoll_mesh_ca::client::JoinKeys;
@@ -95,14 +96,17 @@ pub async fn from_control(config: &NodeConfig) -> anyhow::Result<Membership> {
 
 fn check_is_ours(config: &NodeConfig, material: &Material) -> anyhow::Result<()> {
     let own = material.check()?;
-    if own.id.node_name().as_ref() != Some(&config.name) || own.roles != config.roles {
+    let expected = SpiffeId::node(&material.trust_domain, &config.site, &config.name);
+    if own.id != expected || own.roles != config.roles || own.region.as_ref() != Some(&config.region) {
         bail!(
-            "the identity in {} is for {} with the roles {}, but the configuration says {} with {}: \
-             use another data_dir, or remove the node and join again with a new token",
+            "the identity in {} is for {} in region {} with the roles {}, but the configuration says {} in region \
+             {} with {}: use another data_dir, or remove the node and join again with a new token",
             config.data_dir.display(),
             own.id,
+            own.region.as_ref().map_or("-", |region| region.as_str()),
             own.roles,
-            config.name,
+            expected,
+            config.region,
             config.roles
         );
     }
@@ -130,6 +134,9 @@ async fn join(config: &NodeConfig, dir: &Path) -> anyhow::Result<Membership> {
         node: config.name.to_string(),
         csr: key.csr()?,
         record_csr: record_key.csr()?,
+        site: config.site.to_string(),
+        region: config.region.to_string(),
+        roles: config.roles.iter().map(|role| role.to_string()).collect(),
     };
     let reply = until_reached("join", || {
         let (channel, request) = (channel.clone(), request.clone());

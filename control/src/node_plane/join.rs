@@ -4,7 +4,8 @@ use crate::store::objects::{JoinToken, Node};
 use crate::store::{Change, StoreError};
 use atoll_mesh_ca::token::{JoinWish, TokenUse, check};
 use atoll_mesh_ca::{CaError, MeshCa, NodeSubject, TokenRefusal, token};
-use atoll_model::{Kind, NodeName, OrgName};
+use atoll_model::{Kind, NodeName, OrgName, RegionName, Role, Roles, SiteName};
+use atoll_wire::node::JoinRequest;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -24,10 +25,36 @@ pub(super) enum JoinError {
     NameTaken,
     #[error("this name is reserved")]
     Reserved,
+    #[error("the token is for the region {0}")]
+    Region(RegionName),
     #[error("{0}")]
     Ca(#[from] CaError),
     #[error("{0}")]
     Store(#[from] StoreError),
+}
+
+/// What a node says that it is.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) node: NodeName,
+    pub(super) site: SiteName,
+    pub(super) region: RegionName,
+    pub(super) roles: Roles,
+}
+
+impl Wish {
+    /// Nothing where a name is malformed, or no role is asked for.
+    pub(super) fn read(request: &JoinRequest) -> Option<Self> {
+        let roles: Roles =
+            request.roles.iter().map(|role| role.parse::<Role>().ok()).collect::<Option<_>>()?;
+        let wish = Self {
+            node: request.node.parse().ok()?,
+            site: request.site.parse().ok()?,
+            region: request.region.parse().ok()?,
+            roles,
+        };
+        (!roles.is_empty()).then_some(wish)
+    }
 }
 
 /// Burns the token and issues the identity, inside one store change.
@@ -35,16 +62,20 @@ pub(super) fn join(
     change: &mut Change<'_>,
     ca: &MeshCa,
     presented: &token::JoinToken,
-    node: &NodeName,
+    wish: &Wish,
     csr: &[u8],
     record_csr: &[u8],
     now_ms: u64,
 ) -> Result<Issued, JoinError> {
     let org = OrgName::default_org();
     let stored = change.get::<JoinToken>(&format!("{org}/{}", presented.id));
-    let wish = JoinWish { node, roles: None, site: None };
+    let Wish { node, site, region, roles } = wish;
+    let wish = JoinWish { node, roles: Some(*roles), site: Some(site) };
     check(stored.as_ref().map(|stored| &stored.record), presented, &wish, now_ms)?;
     let mut stored = stored.ok_or(TokenRefusal::Unknown)?;
+    if stored.record.region != *region {
+        return Err(JoinError::Region(stored.record.region));
+    }
     if atoll_gossip::authority::is_reserved(node.as_str()) {
         return Err(JoinError::Reserved);
     }
@@ -60,7 +91,8 @@ pub(super) fn join(
         name: node.clone(),
         site: stored.record.site.clone(),
         region: stored.record.region.clone(),
-        roles: stored.record.roles,
+        // No more than it asks for, where the token allows more.
+        roles: *roles,
         epoch,
         joined_ms: now_ms,
         removed: false,

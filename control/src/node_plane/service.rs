@@ -1,7 +1,7 @@
 //! The calls of the node plane.
 
 use super::challenge::Challenges;
-use super::join::{JoinError, RateLimit, der, join, subject_of};
+use super::join::{JoinError, RateLimit, Wish, der, join, subject_of};
 use super::tls::Peer;
 use crate::attach::Attached;
 use crate::certificates::Certificates;
@@ -10,7 +10,7 @@ use crate::store::objects::{Domain, Node, Placement};
 use crate::store::{Store, StoreError};
 use atoll_identity::{PeerIdentity, TrustDomain};
 use atoll_mesh_ca::{CaError, MeshCa, TokenRefusal, token};
-use atoll_model::{ClusterName, NodeName, OrgName, Role};
+use atoll_model::{ClusterName, OrgName, Role};
 use atoll_process::clock::unix_ms;
 use atoll_wire::node::node_plane_server::NodePlane;
 use atoll_wire::node::{
@@ -129,16 +129,18 @@ impl NodePlane for NodePlaneService {
         let peer = address(&request);
         let request = request.into_inner();
         let invalid = || Status::permission_denied(TokenRefusal::PUBLIC);
-        let (Ok(presented), Ok(node)) =
-            (request.token.parse::<token::JoinToken>(), request.node.parse::<NodeName>())
+        let (Ok(presented), Some(wish)) = (request.token.parse::<token::JoinToken>(), Wish::read(&request))
         else {
             self.metrics.refused.inc();
-            tracing::warn!(peer, "a join without a well-formed token and name was refused");
+            tracing::warn!(
+                peer,
+                "a join without a well-formed token, name, site, region and roles was refused"
+            );
             return Err(invalid());
         };
-        let (ca, name, id) = (self.ca.clone(), node.clone(), presented.id.clone());
+        let (ca, name, id) = (self.ca.clone(), wish.node.clone(), presented.id.clone());
         let joined = self.store.change(move |change| {
-            join(change, &ca, &presented, &node, &request.csr, &request.record_csr, unix_ms())
+            join(change, &ca, &presented, &wish, &request.csr, &request.record_csr, unix_ms())
         });
         match joined.await {
             Ok((issued, _)) => {

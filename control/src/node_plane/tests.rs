@@ -103,7 +103,7 @@ impl Plane {
 
     async fn join(&self, name: &str, role: Role) -> Identity {
         let token = self.token(role, None, 60_000).await;
-        let (reply, keys) = try_join(&mut self.joining().await, &token, name).await;
+        let (reply, keys) = try_join(&mut self.joining().await, &token, name, ("fra1", "fra", role)).await;
         Identity::new(material(reply.unwrap(), keys.tls.to_pkcs8())).unwrap()
     }
 
@@ -134,10 +134,14 @@ fn material(reply: IdentityReply, key: atoll_identity::PrivatePkcs8KeyDer<'stati
     }
 }
 
+const EDGE: (&str, &str, Role) = ("fra1", "fra", Role::Edge);
+const HOST: (&str, &str, Role) = ("fra1", "fra", Role::Host);
+
 async fn try_join(
     client: &mut NodePlaneClient<Channel>,
     token: &str,
     name: &str,
+    (site, region, role): (&str, &str, Role),
 ) -> (Result<IdentityReply, tonic::Status>, JoinKeys) {
     let keys = JoinKeys::generate().unwrap();
     let request = JoinRequest {
@@ -145,6 +149,9 @@ async fn try_join(
         node: name.to_owned(),
         csr: keys.tls.csr().unwrap(),
         record_csr: keys.record.csr().unwrap(),
+        site: site.to_owned(),
+        region: region.to_owned(),
+        roles: vec![role.to_string()],
     };
     (client.join(request).await.map(tonic::Response::into_inner), keys)
 }
@@ -178,7 +185,7 @@ async fn of_two_joins_with_one_token_exactly_one_wins() {
     let token = plane.token(Role::Host, None, 60_000).await;
     let (mut one, mut two) = (plane.joining().await, plane.joining().await);
     let ((first, _), (second, _)) =
-        tokio::join!(try_join(&mut one, &token, "host-a"), try_join(&mut two, &token, "host-b"));
+        tokio::join!(try_join(&mut one, &token, "host-a", HOST), try_join(&mut two, &token, "host-b", HOST));
     assert_eq!(usize::from(first.is_ok()) + usize::from(second.is_ok()), 1);
     let refused = first.err().or_else(|| second.err()).unwrap();
     assert_eq!(
@@ -197,24 +204,27 @@ async fn every_refused_join_hears_the_same() {
     plane.join("taken", Role::Edge).await;
     let fresh = plane.token(Role::Edge, None, 60_000).await;
     let other = format!("{}.{}", &fresh[..22], &bound[22..]);
-    for (token, name) in [
-        (bound.as_str(), "other-edge"),
-        (expired.as_str(), "a"),
-        ("nonsense", "a"),
-        (other.as_str(), "a"),
-        (fresh.as_str(), "taken"),
-        (fresh.as_str(), "NO NAME"),
-        (fresh.as_str(), "control"),
+    for (token, name, what) in [
+        (bound.as_str(), "other-edge", EDGE),
+        (expired.as_str(), "a", EDGE),
+        ("nonsense", "a", EDGE),
+        (other.as_str(), "a", EDGE),
+        (fresh.as_str(), "taken", EDGE),
+        (fresh.as_str(), "NO NAME", EDGE),
+        (fresh.as_str(), "control", EDGE),
+        (fresh.as_str(), "a", HOST),
+        (fresh.as_str(), "a", ("was1", "fra", Role::Edge)),
+        (fresh.as_str(), "a", ("fra1", "was", Role::Edge)),
     ] {
-        let refused = try_join(&mut client, token, name).await.0.unwrap_err();
+        let refused = try_join(&mut client, token, name, what).await.0.unwrap_err();
         assert_eq!(
             (refused.code(), refused.message()),
             (Code::PermissionDenied, atoll_mesh_ca::TokenRefusal::PUBLIC)
         );
     }
     // None of them burned a token.
-    try_join(&mut client, &fresh, "fresh").await.0.unwrap();
-    try_join(&mut client, &bound, "the-edge").await.0.unwrap();
+    try_join(&mut client, &fresh, "fresh", EDGE).await.0.unwrap();
+    try_join(&mut client, &bound, "the-edge", EDGE).await.0.unwrap();
 }
 
 #[tokio::test]
