@@ -2,13 +2,18 @@
 //! whom for what; join tokens.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+use atoll_gossip::Scope;
+use atoll_model::Kind;
+use atoll_testkit::rogue::{Claim, RogueNode};
 use atoll_testkit::{ForeignCa, Load, MeshClient, MeshFailure, Options, Platform, processes, wait_until};
 use atoll_tests::shop_manifest_with_api;
+use atoll_wire::Message;
+use atoll_wire::record::{Instance, instance};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const LIFE: Duration = Duration::from_secs(12);
@@ -26,6 +31,7 @@ fn only_the_mesh_s_own_are_let_in() {
     certificates_are_renewed_under_load(&platform);
     certificates_from_elsewhere_get_nowhere(&platform);
     an_edge_gets_only_public_services(&platform);
+    no_node_speaks_for_another(&platform);
     keys_are_private(&platform);
     tokens_are_for_one_node_at_one_site(&platform);
     expired_certificates_are_recovered(&mut platform);
@@ -112,6 +118,64 @@ fn an_edge_gets_only_public_services(platform: &Platform) {
         let refused = answer.as_ref().map_or(true, |answer| answer.status != 200);
         assert!(refused, "{node} asks {service}'s sidecar: {answer:?}");
     }
+}
+
+/// Real keys, used to say what their owner may not say: it is refused, counted, and changes nothing.
+fn no_node_speaks_for_another(platform: &Platform) {
+    let gossip = |node: &str| -> SocketAddr { platform.setting(node, "gossip", "listen").parse().unwrap() };
+    let rogue = |node: &str| {
+        RogueNode::with_keys_of(&platform.data().join("nodes").join(node).join("identity")).unwrap()
+    };
+    let region = |name: &str| Scope::Region(name.parse().unwrap());
+    let instances = platform.instances("shop");
+    let of_fra = instances.iter().find(|i| i["region"] == "fra").unwrap();
+    let id = of_fra["id"].as_str().or_else(|| of_fra["instance"].as_str()).unwrap();
+    let key = format!("fra1-host/{id}");
+    let body = Instance {
+        instance: id.to_owned(),
+        cluster: "default/shop/web".to_owned(),
+        state: instance::State::Unhealthy.into(),
+        ..Instance::default()
+    }
+    .encode_to_vec();
+    let claim = |owner, kind, scope, key| Claim { owner, kind, scope, key, body: body.clone() };
+    for (who, to, claim) in [
+        // A host about another host's instance, in its own region and in the other's.
+        ("was1-host", "was1-gateway", claim("was1-host", Kind::INSTANCE, region("was"), key.as_str())),
+        ("was1-host", "fra1-gateway", claim("was1-host", Kind::INSTANCE, region("fra"), key.as_str())),
+        // In the other's name.
+        ("was1-host", "was1-gateway", claim("fra1-host", Kind::INSTANCE, region("was"), key.as_str())),
+        // A gateway about an instance, and an edge about what is desired.
+        ("fra1-gateway", "fra1-control", claim("fra1-gateway", Kind::INSTANCE, region("fra"), key.as_str())),
+        ("fra1-edge", "fra1-gateway", claim("control", Kind::CLUSTER, Scope::Global, "default/shop/web")),
+        ("fra1-edge", "was1-edge", claim("fra1-edge", Kind::VIRTUAL_HOST, Scope::Global, "shop")),
+    ] {
+        let before = refused_records(platform, to);
+        rogue(who).tell(gossip(to), &claim).unwrap();
+        if claim.scope.as_str() == "fra" && who == "was1-host" {
+            // It is not in that scope at all, so there is no record to be refused.
+            continue;
+        }
+        wait_until(&format!("{to} refuses what {who} says: {claim:?}"), SOON, || {
+            refused_records(platform, to) > before
+        });
+    }
+    let report = Load::start(platform.load_targets("shop", "/json"), 40);
+    report.wait_for_more(80);
+    report.stop().expect_no_failure("records that nobody may write");
+    let now = platform.instances("shop");
+    assert!(now.iter().all(|instance| instance["state"] == "healthy"), "{now:?}");
+}
+
+/// How many records a node has refused, by its own count.
+fn refused_records(platform: &Platform, node: &str) -> u64 {
+    let admin = platform.nodes().into_iter().find(|known| known.name == node).unwrap().admin;
+    let metrics = Command::new("curl").args(["-sS", &format!("http://{admin}/metrics")]).output().unwrap();
+    String::from_utf8_lossy(&metrics.stdout)
+        .lines()
+        .filter(|line| line.starts_with("atoll_gossip_records_refused_total"))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }
 
 /// Nobody but the owner reads what the platform keeps.

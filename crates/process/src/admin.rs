@@ -71,9 +71,8 @@ impl Admin {
     /// What is missing until the process is ready.
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
-        let failed = |(name, check): &(&'static str, ReadyCheck)| {
-            check().err().map(|why| format!("{name}: {why}"))
-        };
+        let failed =
+            |(name, check): &(&'static str, ReadyCheck)| check().err().map(|why| format!("{name}: {why}"));
         self.checks.iter().filter_map(failed).collect()
     }
 
@@ -117,7 +116,9 @@ impl Admin {
                 let state = serde_json::Value::Object(views.collect());
                 with_type(StatusCode::OK, "application/json", state.to_string())
             }
-            "/state" => text(StatusCode::FORBIDDEN, "/state is served on the admin unix socket only\n".to_owned()),
+            "/state" => {
+                text(StatusCode::FORBIDDEN, "/state is served on the admin unix socket only\n".to_owned())
+            }
             _ => text(StatusCode::NOT_FOUND, "the pages are /livez, /readyz, /metrics\n".to_owned()),
         }
     }

@@ -19,6 +19,7 @@ mod mesh;
 mod origin;
 mod platform;
 pub mod processes;
+pub mod rogue;
 mod wait;
 
 pub use binary::{atoll_binary, shop_binary};
