@@ -15,12 +15,15 @@ use atoll_model::{Kind, NodeName};
 use atoll_wire::gossip;
 use atoll_wire::record::{Record, RecordCertificate};
 use publish::Outbox;
+use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 pub use publish::{DesiredChange, PublishError};
 
+/// More new records at once than this are a node catching up, not news to be passed on at once.
+const NEWS_RECORDS_MAX: usize = 256;
 /// Bytes of records in one message, about.
 pub(crate) const DELTA_BYTES: usize = 1 << 20;
 
@@ -55,16 +58,25 @@ impl Dirty {
     }
 }
 
-fn disk_id(entry: &Entry) -> DiskId {
+pub(crate) fn disk_id(entry: &Entry) -> DiskId {
     (LogId { owner: entry.owner.clone(), scope: entry.scope.clone() }, entry.kind, Arc::clone(&entry.key))
 }
 
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) store: Store,
-    signers: Signers,
+    pub(crate) signers: Signers,
     hub: Hub,
     pub(crate) dirty: Dirty,
+}
+
+/// Something new in a scope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum News {
+    /// This node wrote it.
+    Own,
+    /// It came from that peer, and was not known here.
+    From(NodeName),
 }
 
 /// The shared part of a node's gossip.
@@ -81,8 +93,8 @@ pub(crate) struct Core {
     pub(crate) stats: Arc<Stats>,
     /// Something waits to be signed.
     pub(crate) unsigned: Notify,
-    /// Own records changed, in these scopes: peers should hear.
-    pub(crate) news: Mutex<HashSet<Scope>>,
+    /// What peers should hear at once.
+    pub(crate) news: Mutex<HashMap<Scope, News>>,
     pub(crate) spread: Notify,
 }
 
@@ -165,6 +177,20 @@ impl Core {
         }
     }
 
+    /// The first message of an exchange that may turn out to have nothing to say.
+    pub(crate) fn summary_request(&self, scopes: &[Scope]) -> gossip::Exchange {
+        gossip::Exchange {
+            summary: self.summary(scopes),
+            scopes: scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+            ..gossip::Exchange::default()
+        }
+    }
+
+    /// A hash of how far this node is in the scopes.
+    pub(crate) fn summary(&self, scopes: &[Scope]) -> Vec<u8> {
+        exchange::summary(&self.state().store.digest(scopes))
+    }
+
     /// What the sender of `message` lacks, in the scopes that both are in. True when there is more.
     pub(crate) fn deltas_for(
         &self,
@@ -244,7 +270,22 @@ impl Core {
         }
         if log.owner == Owner::Node(self.name.clone()) {
             self.hear_of_myself(&applied.kept);
+        } else if (1..=NEWS_RECORDS_MAX).contains(&applied.kept.len()) {
+            self.tell(log.scope, News::From(from.clone()));
         }
+    }
+
+    /// Peers should hear of what is new in the scope.
+    fn tell(&self, scope: Scope, news: News) {
+        let mut waiting = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        match waiting.entry(scope) {
+            Place::Vacant(vacant) => drop(vacant.insert(news)),
+            // What is this node's own, or came from two peers, goes to anybody.
+            Place::Occupied(mut known) if *known.get() != news => drop(known.insert(News::Own)),
+            Place::Occupied(_) => {}
+        }
+        drop(waiting);
+        self.spread.notify_one();
     }
 
     /// After every change of the store, before the lock is released: readers see changes in order.

@@ -1,8 +1,9 @@
 //! The task that makes the pure parts run: time, random choice of peers, and what follows from changes.
 
+use crate::core::News;
 use crate::membership::{Change, Member, Membership, Pace};
 use crate::scope::Scope;
-use crate::transport::{Event, Transport};
+use crate::transport::{Event, Opening, Transport};
 use atoll_model::{Kind, NodeName};
 use atoll_process::drain::Drain;
 use atoll_process::tasks::Tasks;
@@ -16,12 +17,18 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// Peers who are told of an own change at once.
+/// Peers who are told of an own change at once, and who are told on of one that was heard.
 const SPREAD: usize = 3;
+const FORWARD: usize = 2;
 /// Least time between two such tellings.
 const SPREAD_EVERY: Duration = Duration::from_millis(20);
 /// How often a remembered address is tried though members are known: two halves find each other.
 const HEAL_EVERY: Duration = Duration::from_secs(30);
+/// Ticks without news after which they come slower, and how much slower at most.
+const QUIET_AFTER: u32 = 10;
+const QUIET_SLOWER_MAX: u32 = 5;
+/// How often the traffic of open connections is counted.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often while nobody is known.
 const SEEK_EVERY: Duration = Duration::from_millis(500);
 /// Addresses tried at a time.
@@ -65,6 +72,9 @@ pub(crate) struct Driver {
     healed: Instant,
     sought: Option<Instant>,
     busy: Arc<Semaphore>,
+    /// Ticks since something was new.
+    quiet_ticks: u32,
+    counted: Instant,
 }
 
 /// What the driver needs beside the transport.
@@ -101,6 +111,8 @@ impl Driver {
             healed: started,
             sought: None,
             busy: Arc::new(Semaphore::new(EXCHANGES_MAX)),
+            quiet_ticks: 0,
+            counted: started,
         }
     }
 
@@ -122,7 +134,7 @@ impl Driver {
                 () = sleep_until(timeout) => {}
                 () = sleep_until(next_tick) => {
                     self.tick();
-                    next_tick = Instant::now() + self.interval.mul_f64(rand::rng().random_range(0.75..1.25));
+                    next_tick = Instant::now() + self.pause();
                 }
                 () = core.spread.notified(), if !told => told = true,
                 () = sleep_until(spread_from), if told => {
@@ -138,6 +150,13 @@ impl Driver {
             membership.leave(now);
         }
         self.settle();
+    }
+
+    /// Until the next tick: longer while nothing changes, when ticks only make good what got lost.
+    fn pause(&mut self) -> Duration {
+        self.quiet_ticks = self.quiet_ticks.saturating_add(1);
+        let slower = (self.quiet_ticks / QUIET_AFTER).clamp(1, QUIET_SLOWER_MAX);
+        self.interval.mul_f64(rand::rng().random_range(0.75..1.25)) * slower
     }
 
     fn now(&self) -> Duration {
@@ -192,6 +211,7 @@ impl Driver {
             }
             for change in membership.poll_changes() {
                 changed = true;
+                self.quiet_ticks = 0;
                 match change {
                     Change::Up(member) => tracing::info!(%scope, member = %member.name, "member up"),
                     Change::Down(member) => tracing::info!(%scope, member = %member.name, "member down"),
@@ -229,11 +249,18 @@ impl Driver {
         for (membership, scope) in self.memberships.iter().zip(&self.scopes) {
             let alive: Vec<&Member> = membership.alive().collect();
             match alive.choose(&mut rand::rng()) {
-                Some(member) => self.exchange_with(member, scope),
+                Some(member) => self.exchange_with(member, scope, Opening::Summary),
                 None => lonely = true,
             }
         }
         let now = Instant::now();
+        if now >= self.counted + COUNT_EVERY {
+            self.counted = now;
+            self.transport.count_traffic();
+        }
+        if lonely {
+            self.quiet_ticks = 0;
+        }
         if lonely && self.sought.is_none_or(|at| now >= at + SEEK_EVERY) {
             self.sought = Some(now);
             self.seek(SEEK_MAX);
@@ -243,35 +270,47 @@ impl Driver {
         }
     }
 
-    /// An own change: a few members of each scope hear of it at once.
-    fn spread(&self) {
+    /// A change, own or heard: a few members of its scope hear of it at once. It ends where it is known.
+    fn spread(&mut self) {
         let news =
             std::mem::take(&mut *self.transport.core.news.lock().unwrap_or_else(PoisonError::into_inner));
-        for (membership, scope) in
-            self.memberships.iter().zip(&self.scopes).filter(|(_, scope)| news.contains(scope))
-        {
-            let mut alive: Vec<&Member> = membership.alive().collect();
-            alive.shuffle(&mut rand::rng());
-            for member in alive.into_iter().take(SPREAD) {
-                self.exchange_with(member, scope);
+        self.quiet_ticks = 0;
+        for (membership, scope) in self.memberships.iter().zip(&self.scopes) {
+            let (most, from) = match news.get(scope) {
+                Some(News::Own) => (SPREAD, None),
+                Some(News::From(peer)) => (FORWARD, Some(peer)),
+                None => continue,
+            };
+            let mut others: Vec<&Member> =
+                membership.alive().filter(|member| from != Some(&member.name)).collect();
+            others.shuffle(&mut rand::rng());
+            for member in others.into_iter().take(most) {
+                self.exchange_with(member, scope, Opening::Watermarks);
             }
         }
     }
 
-    fn exchange_with(&self, member: &Member, scope: &Scope) {
-        self.exchange(member.address, Some(member.name.clone()), vec![scope.clone()]);
+    fn exchange_with(&self, member: &Member, scope: &Scope, opening: Opening) {
+        self.exchange(member.address, Some(member.name.clone()), vec![scope.clone()], opening);
     }
 
-    fn exchange(&self, address: SocketAddr, name: Option<NodeName>, scopes: Vec<Scope>) {
+    fn exchange(
+        &self,
+        address: SocketAddr,
+        name: Option<NodeName>,
+        scopes: Vec<Scope>,
+        mut opening: Opening,
+    ) {
         // All busy: the next interval comes soon.
         let Ok(permit) = Arc::clone(&self.busy).try_acquire_owned() else { return };
         let transport = Arc::clone(&self.transport);
         self.tasks.spawn("gossip exchange", async move {
             let Ok(link) = transport.dial(address, name.as_ref()).await else { return };
             for _ in 0..ROUNDS_MAX {
-                if !transport.exchange(&link, &scopes).await.unwrap_or(false) {
+                if !transport.exchange(&link, &scopes, opening).await.unwrap_or(false) {
                     break;
                 }
+                opening = Opening::Watermarks;
             }
             drop(permit);
         });
@@ -294,7 +333,7 @@ impl Driver {
             addresses.extend(remembered.pop());
         }
         for address in addresses.into_iter().take(most.max(2)) {
-            self.exchange(address, None, self.scopes.clone());
+            self.exchange(address, None, self.scopes.clone(), Opening::Watermarks);
         }
     }
 

@@ -2,7 +2,7 @@
 //! made by somebody else.
 
 use crate::authority::{self, Refusal};
-use crate::batch::{RECORD_BYTES_MAX, Verifier};
+use crate::batch::{RECORD_BYTES_MAX, Verifier, sha256};
 use crate::records::{Delta, LogId, Verified, Watermark};
 use crate::scope::{Entry, Owner, Scope};
 use crate::signers::KnownSigner;
@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub(crate) const WATERMARKS_MAX: usize = 100_000;
 /// Most scopes read from one message.
 const SCOPES_MAX: usize = 1000;
+/// Of a summary. A peer that forges one only keeps itself from being told.
+const SUMMARY_BYTES: usize = 16;
 
 pub(crate) fn log_id(owner: &str, scope: &str) -> Option<LogId> {
     Some(LogId { owner: Owner::parse(owner).ok()?, scope: Scope::parse(scope).ok()? })
@@ -33,6 +35,22 @@ pub(crate) fn read_digest(watermarks: &[gossip::Watermark]) -> Vec<(LogId, Water
         Some((id, Watermark { epoch, version, floor: mark.floor, resyncing: mark.resyncing }))
     };
     watermarks.iter().take(WATERMARKS_MAX).filter_map(read).collect()
+}
+
+/// A hash of how far a store is: equal where neither side has anything to tell. Floors are left out: they
+/// differ with the time at which each node collects its deletions.
+pub(crate) fn summary(digest: &[(LogId, Watermark)]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(digest.len() * 48);
+    for (id, mark) in digest {
+        for name in [id.owner.as_str(), id.scope.as_str()] {
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.push(0);
+        }
+        bytes.extend_from_slice(&mark.epoch.to_be_bytes());
+        bytes.extend_from_slice(&mark.version.to_be_bytes());
+        bytes.push(u8::from(mark.resyncing));
+    }
+    sha256(&[&bytes])[..SUMMARY_BYTES].to_vec()
 }
 
 pub(crate) fn write_digest(digest: &[(LogId, Watermark)]) -> Vec<gossip::Watermark> {

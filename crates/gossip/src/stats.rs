@@ -31,6 +31,8 @@ pub(crate) struct Stats {
     pub(crate) members: Gauge,
     pub(crate) connections: Gauge,
     pub(crate) dials_failed: Counter,
+    pub(crate) bytes_sent: Counter,
+    pub(crate) bytes_received: Counter,
     pub(crate) packets_dropped: Counter,
     pub(crate) packets_refused: Counter,
     pub(crate) disk_errors: Counter,
@@ -58,6 +60,10 @@ impl Stats {
                 .gauge("atoll_gossip_members", "Members alive, over all scopes, this node not counted"),
             connections: metrics.gauge("atoll_gossip_connections", "QUIC connections to peers"),
             dials_failed: metrics.counter("atoll_gossip_dials_failed", "Connections that could not be made"),
+            bytes_sent: metrics
+                .counter("atoll_gossip_sent_bytes", "Bytes of UDP payload sent, all connections"),
+            bytes_received: metrics
+                .counter("atoll_gossip_received_bytes", "Bytes of UDP payload received, all connections"),
             packets_dropped: metrics.counter(
                 "atoll_gossip_packets_dropped",
                 "Membership packets dropped for want of a connection or room",

@@ -32,6 +32,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BACKOFFS_MAX: usize = 10_000;
 /// Exchanges served at a time, over all peers: each may hold one message of at most 8 MiB.
 const SERVED_MAX: usize = 16;
+/// Of those, for one peer: one that is slow or hostile does not hold up the others.
+const SERVED_OF_PEER_MAX: usize = 4;
 
 /// What the transport tells the driver.
 #[derive(Debug)]
@@ -68,14 +70,37 @@ pub(crate) enum ExchangeError {
     Panicked,
 }
 
+/// How an exchange begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// With a hash: most likely nothing is new.
+    Summary,
+    /// With all watermarks: something is new.
+    Watermarks,
+}
+
 /// A connection to a peer whose certificate was checked.
 #[derive(Debug)]
 pub(crate) struct Link {
     connection: Connection,
     pub(crate) peer: Arc<Peer>,
+    /// Exchanges that this peer may have served at a time.
+    served: Arc<Semaphore>,
+    /// Bytes sent and received that the metrics have.
+    counted: Mutex<(u64, u64)>,
 }
 
 impl Link {
+    /// Adds to the metrics what was sent and received since the last call.
+    fn count(&self, stats: &Stats) {
+        let now = self.connection.stats();
+        let (sent, received) = (now.udp_tx.bytes, now.udp_rx.bytes);
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.bytes_sent.inc_by(sent.saturating_sub(counted.0));
+        stats.bytes_received.inc_by(received.saturating_sub(counted.1));
+        *counted = (sent, received);
+    }
+
     /// The scopes among these that the peer may see.
     fn permitted(&self, scopes: &[Scope]) -> Vec<Scope> {
         let admits = |scope: &&Scope| scope.admits(self.peer.roles, Some(&self.peer.region));
@@ -316,16 +341,29 @@ impl Transport {
                 return None;
             }
         };
-        let link = Arc::new(Link { connection, peer: Arc::new(peer) });
+        let link = Arc::new(Link {
+            connection,
+            peer: Arc::new(peer),
+            served: Arc::new(Semaphore::new(SERVED_OF_PEER_MAX)),
+            counted: Mutex::default(),
+        });
         self.keep(&link);
         let (transport, served) = (Arc::clone(self), Arc::clone(&link));
         self.tasks.spawn("gossip link", async move {
             transport.stats.connections.inc();
             transport.serve(&served, guard).await;
             transport.stats.connections.dec();
+            served.count(&transport.stats);
             transport.forget(&served);
         });
         Some(link)
+    }
+
+    /// Brings the traffic of the open connections into the metrics.
+    pub(crate) fn count_traffic(&self) {
+        for link in self.links().values().flat_map(|pair| [&pair.newest, &pair.other]).flatten() {
+            link.count(&self.stats);
+        }
     }
 
     fn keep(&self, link: &Arc<Link>) {
@@ -372,9 +410,14 @@ impl Transport {
                 stream = connection.accept_bi() => {
                     let Ok((send, receive)) = stream else { return };
                     let (transport, link) = (Arc::clone(self), Arc::clone(link));
-                    let Ok(permit) = Arc::clone(&self.served).acquire_owned().await else { return };
+                    // Bounded by the streams that a peer may open. Waiting for room is not done here: the
+                    // connection must be cut at once when its peer is denied.
                     self.tasks.spawn("gossip serve", async move {
-                        let answered = transport.answer(&link, send, receive);
+                        let answered = async {
+                            let _own = link.served.acquire().await;
+                            let _all = transport.served.acquire().await;
+                            transport.answer(&link, send, receive).await
+                        };
                         match tokio::time::timeout(EXCHANGE_TIMEOUT, answered).await {
                             Ok(Ok(())) => transport.stats.exchange("answered"),
                             Ok(Err(why)) => {
@@ -383,7 +426,6 @@ impl Transport {
                             }
                             Err(_) => transport.stats.exchange("answer_timed_out"),
                         }
-                        drop(permit);
                     });
                 }
                 datagram = connection.read_datagram() => {
@@ -447,11 +489,23 @@ impl Transport {
     }
 
     /// One exchange: both have what the other had, but for what did not fit. True when something did not.
-    pub(crate) async fn exchange(&self, link: &Arc<Link>, scopes: &[Scope]) -> Result<bool, ExchangeError> {
-        let result = tokio::time::timeout(EXCHANGE_TIMEOUT, self.exchange_once(link, scopes)).await;
+    pub(crate) async fn exchange(
+        &self,
+        link: &Arc<Link>,
+        scopes: &[Scope],
+        opening: Opening,
+    ) -> Result<bool, ExchangeError> {
+        let once = async {
+            if opening == Opening::Summary && self.is_even(link, scopes).await? {
+                return Ok(None);
+            }
+            self.exchange_once(link, scopes).await.map(Some)
+        };
+        let result = tokio::time::timeout(EXCHANGE_TIMEOUT, once).await;
         let result = result.unwrap_or(Err(ExchangeError::TimedOut));
         match &result {
-            Ok(_) => self.stats.exchange("done"),
+            Ok(None) => self.stats.exchange("even"),
+            Ok(Some(_)) => self.stats.exchange("done"),
             Err(why) => {
                 self.stats.exchange("failed");
                 tracing::debug!(peer = %link.peer.name, "an exchange failed: {why}");
@@ -459,7 +513,20 @@ impl Transport {
                 link.connection.close(VarInt::from_u32(3), b"exchange failed");
             }
         }
-        result
+        result.map(|more| more.unwrap_or(false))
+    }
+
+    /// Asks a peer for its summary: true when both have the same.
+    async fn is_even(&self, link: &Arc<Link>, scopes: &[Scope]) -> Result<bool, ExchangeError> {
+        let scopes = link.permitted(scopes);
+        let (mut send, mut receive) = link.connection.open_bi().await?;
+        let request =
+            gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.summary_request(&scopes) };
+        frames::write(&mut send, &request).await?;
+        frames::finish(&mut send)?;
+        let answer = frames::read(&mut receive).await?;
+        self.introduced(link, &answer);
+        Ok(answer.summary == request.summary)
     }
 
     async fn exchange_once(&self, link: &Arc<Link>, scopes: &[Scope]) -> Result<bool, ExchangeError> {
@@ -492,6 +559,16 @@ impl Transport {
         let common: Vec<Scope> =
             self.core.scopes.iter().filter(|scope| theirs.contains(scope)).cloned().collect();
         let scopes = link.permitted(&common);
+        if !request.summary.is_empty() {
+            let answer = gossip::Exchange {
+                sender: Some(self.sender.clone()),
+                summary: self.core.summary(&scopes),
+                ..gossip::Exchange::default()
+            };
+            frames::write(&mut send, &answer).await?;
+            frames::finish(&mut send)?;
+            return Ok(());
+        }
         let mut answer = gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.request(&scopes) };
         self.core.deltas_for(&request, &scopes, &mut answer);
         frames::write(&mut send, &answer).await?;

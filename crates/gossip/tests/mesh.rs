@@ -262,3 +262,40 @@ async fn a_node_that_lost_its_disk_takes_up_where_it_was() {
         node.drain.force();
     }
 }
+
+fn exchanges(metrics: &Metrics, result: &str) -> u64 {
+    let (text, prefix) = (metrics.encode(), format!("atoll_gossip_exchanges_total{{result=\"{result}\"}} "));
+    let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nothing_changes_only_summaries_are_compared() {
+    let (ca, _ca_dir) = ca();
+    let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    let gateway = start(&ca, "fra1-gw", "fra", &[Role::Gateway], &[], dirs[0].path()).await;
+    let seeds = [gateway.gossip.local_addr()];
+    let edge = start(&ca, "fra1-edge", "fra", &[Role::Edge], &seeds, dirs[1].path()).await;
+    until("the two know each other", || {
+        edge.gossip.entries(Kind::NODE).len() == 2 && gateway.gossip.entries(Kind::NODE).len() == 2
+    })
+    .await;
+    let before = exchanges(&edge.metrics, "even");
+    until("they find that they are even", || exchanges(&edge.metrics, "even") >= before + 3).await;
+    let done = exchanges(&edge.metrics, "done");
+    let before = exchanges(&edge.metrics, "even");
+    until("and go on so", || exchanges(&edge.metrics, "even") >= before + 3).await;
+    assert_eq!(exchanges(&edge.metrics, "done"), done);
+    // One that is behind notices.
+    gateway.gossip.publish(Kind::SUMMARY, &Scope::Global, "fra/c", &Instance::default());
+    until("a change is still heard", || !edge.gossip.entries(Kind::SUMMARY).is_empty()).await;
+    until("traffic is counted", || {
+        let text = edge.metrics.encode();
+        let sent = text.lines().find_map(|line| line.strip_prefix("atoll_gossip_sent_bytes_total "));
+        sent.and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > 0)
+    })
+    .await;
+    for node in [&edge, &gateway] {
+        node.drain.force();
+    }
+}

@@ -1,6 +1,6 @@
 //! Own records: waiting, signed in batches, written into the own store.
 
-use super::Core;
+use super::{Core, News};
 use crate::authority::{BODY_BYTES_MAX, KEY_BYTES_MAX, Refusal};
 use crate::batch::BATCH_MAX;
 use crate::exchange;
@@ -229,8 +229,7 @@ impl Core {
         for refusal in refused {
             self.refuse(refusal, &self.name, None);
         }
-        self.news.lock().unwrap_or_else(PoisonError::into_inner).insert(log.scope);
-        self.spread.notify_one();
+        self.tell(log.scope, News::Own);
     }
 
     /// Desired state, as the store changed it. What is held already, or newer, is passed over.
