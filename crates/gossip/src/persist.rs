@@ -4,7 +4,7 @@
 mod counters;
 mod database;
 
-use crate::core::{Core, Dirty, Kept};
+use crate::core::{Core, Dirty, Kept, State, disk_id};
 use crate::records::{LogId, Watermark};
 use crate::stats::Stats;
 pub(crate) use counters::{Counters, LOST_SKIP};
@@ -27,6 +27,9 @@ pub(crate) struct Disk {
     database: Option<Database>,
     counters: Counters,
     stats: Arc<Stats>,
+    /// The file was not read at the start, or was lost since: it is to be written anew as a whole, or what
+    /// it holds from before would come back at the next start.
+    stale: bool,
 }
 
 impl Disk {
@@ -47,7 +50,8 @@ impl Disk {
                 (None, Kept::default())
             }
         };
-        (Self { path, database, counters, stats }, kept)
+        let stale = database.is_none();
+        (Self { path, database, counters, stats, stale }, kept)
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -72,6 +76,14 @@ impl Disk {
     }
 
     fn write(&mut self, core: &Core) -> bool {
+        if self.database.is_some() && !self.path.exists() {
+            self.complain("the file of kept records was removed", "it is written anew");
+            self.database = None;
+            self.stale = true;
+        }
+        if self.stale {
+            core.mark_all_dirty();
+        }
         let (dirty, marks) = take_dirty(core);
         if dirty.is_empty() {
             return true;
@@ -80,10 +92,13 @@ impl Disk {
             self.database = Database::open(&self.path).ok().map(|(database, _)| database);
         }
         let written = match &self.database {
-            Some(database) => database.write(&dirty, &marks).map_err(|why| why.to_string()),
+            Some(database) => database.write(&dirty, &marks, self.stale).map_err(|why| why.to_string()),
             None => Err("the file can't be opened".to_owned()),
         };
-        let Err(why) = written else { return true };
+        let Err(why) = written else {
+            self.stale = false;
+            return true;
+        };
         self.complain("records could not be written to disk", &why);
         // A database that failed once refuses all that follows: open it again.
         self.database = None;
@@ -105,6 +120,17 @@ fn set_aside(path: &Path, why: &str, now_ms: u64) -> Option<Database> {
         return None;
     }
     Database::open(path).ok().map(|(database, _)| database)
+}
+
+impl Core {
+    /// All that is held is to be written.
+    fn mark_all_dirty(&self) {
+        let mut state = self.state();
+        let State { store, signers, dirty, .. } = &mut *state;
+        dirty.logs.extend(store.logs().map(|(log, _)| log.clone()));
+        dirty.records.extend(store.records().map(|record| (disk_id(&record.entry), Some(record.clone()))));
+        dirty.certificates.extend(signers.all().map(|(hash, known)| (hash, Some(known))));
+    }
 }
 
 fn take_dirty(core: &Core) -> (Dirty, Vec<(LogId, Option<Watermark>)>) {

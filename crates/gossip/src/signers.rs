@@ -36,6 +36,10 @@ impl Signers {
         self.0.get(&Hash::try_from(fingerprint).ok()?)
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Hash, Arc<RecordCertificate>)> {
+        self.0.iter().map(|(hash, known)| (*hash, Arc::clone(&known.certificate)))
+    }
+
     pub(crate) fn holds(&self, certificate: &RecordCertificate) -> bool {
         self.0.contains_key(&fingerprint(certificate))
     }

@@ -71,16 +71,31 @@ impl Database {
         Ok(kept)
     }
 
-    /// Writes the changes in one transaction.
-    pub(crate) fn write(&self, dirty: &Dirty, marks: &[(LogId, Option<Watermark>)]) -> Result<(), Error> {
+    /// Writes the changes in one transaction; with `anew`, nothing else is left in the file.
+    pub(crate) fn write(
+        &self,
+        dirty: &Dirty,
+        marks: &[(LogId, Option<Watermark>)],
+        anew: bool,
+    ) -> Result<(), Error> {
         catch_unwind(AssertUnwindSafe(|| {
-            self.write_all(dirty, marks).map_err(|why| Error::Io(why.to_string()))
+            self.write_all(dirty, marks, anew).map_err(|why| Error::Io(why.to_string()))
         }))
         .unwrap_or_else(|_| Err(Error::Damaged("writing it failed unexpectedly".into())))
     }
 
-    fn write_all(&self, dirty: &Dirty, marks: &[(LogId, Option<Watermark>)]) -> Result<(), redb::Error> {
+    fn write_all(
+        &self,
+        dirty: &Dirty,
+        marks: &[(LogId, Option<Watermark>)],
+        anew: bool,
+    ) -> Result<(), redb::Error> {
         let transaction = self.0.begin_write()?;
+        if anew {
+            transaction.delete_table(RECORDS)?;
+            transaction.delete_table(LOGS)?;
+            transaction.delete_table(CERTIFICATES)?;
+        }
         {
             let mut table = transaction.open_table(RECORDS)?;
             for (id, record) in &dirty.records {

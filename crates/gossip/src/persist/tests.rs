@@ -80,3 +80,45 @@ fn a_disk_that_can_not_be_written_is_tried_again_with_nothing_lost() {
     drop(disk);
     assert_eq!(Disk::open(&dir, stats(), 6).1.records.len(), 3);
 }
+
+#[test]
+fn a_file_that_is_removed_meanwhile_is_written_anew_with_all() {
+    let dir = TempDir::new().unwrap();
+    let node = TestNode::new("ctl", "fra", &[Role::Control]);
+    let core = filled(&node);
+    let (mut disk, _) = Disk::open(dir.path(), stats(), 5);
+    assert!(disk.write(&core));
+    std::fs::remove_file(dir.path().join(FILE)).unwrap();
+    // Nothing has changed since, and yet all is to be there.
+    assert!(disk.write(&core));
+    drop(disk);
+    let (_, kept) = Disk::open(dir.path(), stats(), 6);
+    assert_eq!((kept.records.len(), kept.certificates.len()), (3, 1));
+    assert_eq!(core_for(&node, Limits::default(), 1).restore(kept, 9), 3);
+}
+
+#[test]
+fn what_an_unread_file_holds_does_not_come_back() {
+    let dir = TempDir::new().unwrap();
+    let (file, away) = (dir.path().join(FILE), dir.path().join("away"));
+    let node = TestNode::new("ctl", "fra", &[Role::Control]);
+    let (mut disk, _) = Disk::open(dir.path(), stats(), 5);
+    assert!(disk.write(&filled(&node)));
+    drop(disk);
+    std::fs::rename(&file, &away).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let (mut disk, kept) = Disk::open(dir.path(), stats(), 6);
+    assert!(kept.records.is_empty() && disk.database.is_none());
+    // What has become of "b" was collected before this node heard anything.
+    let core = core_for(&node, Limits::default(), 1);
+    core.publish_desired(3, vec![desired("c", 9, Some(b"z"))], 1).unwrap();
+    assert!(!disk.write(&core));
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::rename(&away, &file).unwrap();
+    assert!(disk.write(&core));
+    drop(disk);
+    let again = core_for(&node, Limits::default(), 1);
+    again.restore(Disk::open(dir.path(), stats(), 7).1, 9);
+    assert!(again.find(Kind::CLUSTER, &Scope::Global, "b").is_none());
+    assert!(again.find(Kind::CLUSTER, &Scope::Global, "c").is_some());
+}

@@ -72,7 +72,6 @@ impl Store {
         self.logs.get(log)?.find(kind, key)
     }
 
-    #[cfg(test)]
     pub(crate) fn logs(&self) -> impl Iterator<Item = (&LogId, &Log)> {
         self.logs.iter()
     }
