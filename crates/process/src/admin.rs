@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
@@ -25,12 +26,21 @@ const CONNECTIONS_MAX: usize = 64;
 
 type ReadyCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 type StateView = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
+/// Answers a question, whose parameters it gets; nothing where it is not the one to ask.
+type Answerer = Box<dyn Fn(&Parameters) -> Option<Result<serde_json::Value, String>> + Send + Sync>;
+
+/// Longest query of a question, bytes.
+const QUERY_BYTES_MAX: usize = 8 * 1024;
+
+/// A query's parameters, decoded. Of a name that comes twice, the last one counts.
+pub type Parameters = BTreeMap<String, String>;
 
 /// What the admin listener shows.
 pub struct Admin {
     metrics: Metrics,
     checks: Vec<(&'static str, ReadyCheck)>,
     views: Vec<(&'static str, StateView)>,
+    explainers: Vec<Answerer>,
 }
 
 impl fmt::Debug for Admin {
@@ -43,7 +53,7 @@ impl Admin {
     /// Shows `metrics`, is always ready, and has no state.
     #[must_use]
     pub fn new(metrics: Metrics) -> Self {
-        Self { metrics, checks: Vec::new(), views: Vec::new() }
+        Self { metrics, checks: Vec::new(), views: Vec::new(), explainers: Vec::new() }
     }
 
     /// `/readyz` is 200 only while every check is Ok; an error says what is missing.
@@ -65,6 +75,17 @@ impl Admin {
         view: impl Fn() -> serde_json::Value + Send + Sync + 'static,
     ) -> Self {
         self.views.push((name, Box::new(view)));
+        self
+    }
+
+    /// `/explain?…`, on the unix socket only: the first explainer that knows the question answers it. An
+    /// error says what is wrong with the question.
+    #[must_use]
+    pub fn explain(
+        mut self,
+        explain: impl Fn(&Parameters) -> Option<Result<serde_json::Value, String>> + Send + Sync + 'static,
+    ) -> Self {
+        self.explainers.push(Box::new(explain));
         self
     }
 
@@ -119,9 +140,60 @@ impl Admin {
             "/state" => {
                 text(StatusCode::FORBIDDEN, "/state is served on the admin unix socket only\n".to_owned())
             }
+            "/explain" if private => self.explained(request.uri().query().unwrap_or_default()),
+            "/explain" => {
+                text(StatusCode::FORBIDDEN, "/explain is served on the admin unix socket only\n".to_owned())
+            }
             _ => text(StatusCode::NOT_FOUND, "the pages are /livez, /readyz, /metrics\n".to_owned()),
         }
     }
+}
+
+impl Admin {
+    fn explained(&self, query: &str) -> Response<Full<Bytes>> {
+        if query.len() > QUERY_BYTES_MAX {
+            return text(
+                StatusCode::BAD_REQUEST,
+                format!("a question has at most {QUERY_BYTES_MAX} bytes\n"),
+            );
+        }
+        let parameters = parameters(query);
+        match self.explainers.iter().find_map(|explain| explain(&parameters)) {
+            Some(Ok(answer)) => with_type(StatusCode::OK, "application/json", answer.to_string()),
+            Some(Err(why)) => text(StatusCode::BAD_REQUEST, why + "\n"),
+            None => {
+                let why = "this node cannot explain that: ask an edge for `host` and `path`, or a gateway for `cluster`\n";
+                text(StatusCode::NOT_FOUND, why.to_owned())
+            }
+        }
+    }
+}
+
+/// Reads `a=b&c=d` with percent-encoding; what does not decode to UTF-8 is replaced.
+fn parameters(query: &str) -> Parameters {
+    let decode = |text: &str| {
+        let mut bytes = Vec::with_capacity(text.len());
+        let mut rest = text.as_bytes();
+        while let Some((&first, after)) = rest.split_first() {
+            let hex = after.get(..2).filter(|_| first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+            match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => {
+                    bytes.push(byte);
+                    rest = &after[2..];
+                }
+                None => {
+                    bytes.push(if first == b'+' { b' ' } else { first });
+                    rest = after;
+                }
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(k, v)| (decode(k), decode(v)))
+        .collect()
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
@@ -219,7 +291,14 @@ mod tests {
         let (trigger, drain) = crate::drain::channel();
         let admin = Admin::new(Metrics::new())
             .ready_check("tunnels", || Err("none is open".to_owned()))
-            .state("role", || serde_json::json!({"x": 1}));
+            .state("role", || serde_json::json!({"x": 1}))
+            .explain(|asked| {
+                let host = asked.get("host")?;
+                Some(match asked.get("path") {
+                    Some(path) => Ok(serde_json::json!({"host": host, "path": path})),
+                    None => Err("which `path`?".to_owned()),
+                })
+            });
         let served = tokio::spawn(admin.serve(listener, Some(socket.clone()), drain));
 
         assert!(ask(TcpStream::connect(address).await.unwrap(), "/livez").await.starts_with("HTTP/1.1 200"));
@@ -228,6 +307,15 @@ mod tests {
         assert!(ask(TcpStream::connect(address).await.unwrap(), "/state").await.starts_with("HTTP/1.1 403"));
         let state = ask(UnixStream::connect(&socket).await.unwrap(), "/state").await;
         assert!(state.contains(r#"{"role":{"x":1}}"#), "{state}");
+
+        let question = "/explain?host=a.b&path=%2Fx%20y+z%&q";
+        assert!(ask(TcpStream::connect(address).await.unwrap(), question).await.starts_with("HTTP/1.1 403"));
+        let told = ask(UnixStream::connect(&socket).await.unwrap(), question).await;
+        assert!(told.contains(r#"{"host":"a.b","path":"/x y z%"}"#), "{told}");
+        let wrong = ask(UnixStream::connect(&socket).await.unwrap(), "/explain?host=a").await;
+        assert!(wrong.starts_with("HTTP/1.1 400") && wrong.contains("which `path`?"), "{wrong}");
+        let unknown = ask(UnixStream::connect(&socket).await.unwrap(), "/explain").await;
+        assert!(unknown.starts_with("HTTP/1.1 404"), "{unknown}");
 
         trigger.force();
         served.await.unwrap();
