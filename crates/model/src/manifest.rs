@@ -27,6 +27,9 @@ use toml::de::{DeTable, DeValue};
 
 /// Longest manifest, in bytes.
 pub const MANIFEST_BYTES_MAX: usize = 1024 * 1024;
+/// Most text that a service's program, arguments, environment and labels have together, in bytes. Every
+/// placement of the service carries it in one record, which has at most 64 KiB.
+pub const SPEC_BYTES_MAX: usize = 48 * 1024;
 /// Most services of an app.
 pub const SERVICES_MAX: usize = 64;
 /// Most regions that an app names.
@@ -105,6 +108,9 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
         working_dir: working_dir(base_dir, problems),
         env: root.table("env", problems).map(|env| service::read_env(&env, problems)).unwrap_or_default(),
         regions: BTreeMap::new(),
+        names_regions: root
+            .get("regions")
+            .is_some_and(|regions| regions.get_ref().as_table().is_none_or(|table| !table.is_empty())),
     };
     let mut region_positions = BTreeMap::new();
     let regions = match root.table("regions", problems) {
@@ -144,6 +150,7 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
                 run_positions.insert(name.clone(), problems.position(run.start));
             }
             if let Some(spec) = service::read(&table, &defaults, &siblings, &mut region_positions, problems) {
+                check_size(&spec, &table, problems);
                 services.insert(name, spec);
             }
         }
@@ -163,7 +170,9 @@ fn check_version(root: &Section<'_, '_>, problems: &mut Problems<'_>) {
             DeValue::Integer(number) => problems.add(
                 value.span(),
                 "manifest",
-                format!("this version of atoll reads manifests of version 1, not {}", number.as_str()),
+                format!(
+                    "this version of atoll reads manifests of version 1, not {number}; write `manifest = 1`"
+                ),
             ),
             other => problems.add(
                 value.span(),
@@ -296,6 +305,18 @@ fn check_label(
                 label.len()
             ),
         );
+    }
+}
+
+fn check_size(spec: &ServiceSpec, table: &Section<'_, '_>, problems: &mut Problems<'_>) {
+    let bytes = spec.text_bytes();
+    if bytes > SPEC_BYTES_MAX {
+        let what = format!(
+            "arguments, environment and labels have {} KiB together; {} KiB is the most, put what is long into a file",
+            bytes.div_ceil(1024),
+            SPEC_BYTES_MAX / 1024
+        );
+        problems.add(table.span(), table.path(), what);
     }
 }
 

@@ -76,3 +76,16 @@ pub struct ServiceSpec {
     /// Where it runs.
     pub regions: BTreeMap<RegionName, Scale>,
 }
+
+impl ServiceSpec {
+    /// How many bytes of text it carries, each entry counted with eight more for what surrounds it.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let pairs = |map: &BTreeMap<String, String>| {
+            map.iter().map(|(key, value)| key.len() + value.len() + 16).sum()
+        };
+        let run: usize = self.run.iter().map(|text| text.len() + 8).sum();
+        let (env, labels): (usize, usize) = (pairs(&self.env), pairs(&self.labels));
+        run + env + labels + self.working_dir.len()
+    }
+}

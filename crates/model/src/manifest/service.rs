@@ -45,6 +45,8 @@ pub(super) struct Defaults {
     pub(super) working_dir: String,
     pub(super) env: BTreeMap<String, String>,
     pub(super) regions: BTreeMap<RegionName, Scale>,
+    /// Whether the app has `[regions]`, even if what it says there is wrong.
+    pub(super) names_regions: bool,
 }
 
 /// Reads one service; `siblings` are the names of all services of the app.
@@ -187,7 +189,8 @@ fn read_regions(
     problems: &mut Problems<'_>,
 ) -> BTreeMap<RegionName, Scale> {
     let mut regions = defaults.regions.clone();
-    let mut any_named = !regions.is_empty();
+    // Where the app's regions are wrong, that they are missing is no second mistake.
+    let mut any_named = defaults.names_regions;
     if let Some(section) = table.table("regions", problems) {
         any_named |= !section.is_empty();
         regions.extend(super::read_regions(&section, 0, positions, problems));

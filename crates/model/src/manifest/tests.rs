@@ -293,3 +293,24 @@ fn a_relative_folder_is_refused() {
     let found = parse(LEAST, "atoll.toml", Path::new("shop")).unwrap_err();
     assert!(found[0].what.contains("absolute path"));
 }
+
+#[test]
+fn a_mistake_in_the_regions_is_said_once() {
+    let wrong = LEAST
+        .replace("fra = { min = 2, max = 6 }", "fra = { min = 9, max = 6 }")
+        .replace("was = { min = 1 }", "");
+    let found = errors(&wrong);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("`min` (9) is more than `max` (6)"), "{found:?}");
+}
+
+#[test]
+fn a_service_fits_into_a_record() {
+    let env = |bytes: usize| {
+        let half = "x".repeat(bytes / 2);
+        format!("{LEAST}\n[service.web.env]\nA = \"{half}\"\nB = \"{half}\"\n")
+    };
+    read(&env(40_000)).unwrap();
+    let found = errors(&env(60_000));
+    assert!(found.len() == 1 && found[0].contains("48 KiB"), "{found:?}");
+}
