@@ -23,7 +23,8 @@ pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
     let query = args.confirm.map(|count| format!("?confirm={count}")).unwrap_or_default();
     let answer = watch::send(&api, &manifest.compile(), &query)
         .await
-        .map_err(|failure| in_file(&manifest, failure))?;
+        .map_err(|failure| in_file(&manifest, failure))
+        .map_err(|failure| if failure.busy { busy(failure, manifest.app.as_str()) } else { failure })?;
     let id = watch::deploy_id(&answer)?;
     let app = manifest.app.as_str();
     if args.no_wait {
@@ -37,6 +38,11 @@ pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
     watch::outcome(&last, app)?;
     done(&last, &answer, app, global);
     Ok(())
+}
+
+/// Another deploy of the app runs.
+fn busy(failure: Failure, app: &str) -> Failure {
+    failure.fix(format!("`atoll status {app}` says how it stands; deploy again when it has ended"))
 }
 
 fn done(last: &Value, answer: &Value, app: &str, global: &Global) {
@@ -89,7 +95,18 @@ async fn show_plan(manifest: &Manifest, global: &Global, exit_code: bool) -> Out
             "no changes",
         ),
     }
-    if exit_code && !changes.is_empty() { Err(Failure::silent(Exit::Changes)) } else { Ok(()) }
+    if exit_code && changes.iter().any(changes_desired_state) {
+        Err(Failure::silent(Exit::Changes))
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether what is desired would differ. A deploy of the same specification starts its instances anew, which
+/// is shown, but a script that asks whether the manifest was deployed has its answer: it was.
+fn changes_desired_state(change: &Value) -> bool {
+    let same = change["detail"].as_str().is_some_and(|detail| detail.starts_with("same specification"));
+    change["action"] != "restart" && !(change["action"] == "replace" && same)
 }
 
 pub(super) async fn delete(args: DeleteArgs, global: &Global) -> Outcome {

@@ -56,18 +56,19 @@ fn region_text(services: &Value, delete: bool) -> String {
         services.as_object().into_iter().flatten().filter_map(|(_, counts)| counts[key].as_u64()).sum()
     };
     let (wanted, placed, healthy, old) = (sum("wanted"), sum("placed"), sum("healthy"), sum("old"));
-    let started = sum("starting") + healthy;
     let step = if delete || (wanted == 0 && old > 0) {
         return if old > 0 { format!("stopping, {old} left") } else { "stopped".to_owned() };
-    } else if placed < wanted && placed == 0 {
-        "placing"
+    } else if placed == 0 {
+        "placing "
     } else if healthy < wanted {
         "starting"
+    } else if old > 0 {
+        "draining"
     } else {
-        "healthy"
+        "healthy "
     };
-    let replaced = if old > 0 { format!(", {old} of an older revision") } else { String::new() };
-    format!("{step} (placed {placed}, started {started}, healthy {healthy}/{wanted}{replaced})")
+    let replaced = if old > 0 { format!(", {old} of the old revision left") } else { String::new() };
+    format!("{step}  {healthy}/{wanted} healthy{replaced}")
 }
 
 #[cfg(test)]
@@ -83,10 +84,10 @@ mod tests {
                 "wanted": 2, "placed": placed, "starting": placed - healthy, "healthy": healthy, "old": 0
             }}}})
         };
-        assert_eq!(progress.news(&at(0, 0)), ["shop  fra  placing (placed 0, started 0, healthy 0/2)"]);
-        assert_eq!(progress.news(&at(2, 1)), ["shop  fra  starting (placed 2, started 2, healthy 1/2)"]);
+        assert_eq!(progress.news(&at(0, 0)), ["shop  fra  placing   0/2 healthy"]);
+        assert_eq!(progress.news(&at(2, 1)), ["shop  fra  starting  1/2 healthy"]);
         assert!(progress.news(&at(2, 1)).is_empty());
-        assert_eq!(progress.news(&at(2, 2)), ["shop  fra  healthy (placed 2, started 2, healthy 2/2)"]);
+        assert_eq!(progress.news(&at(2, 2)), ["shop  fra  healthy   2/2 healthy"]);
         let serving =
             json!({ "state": "serving", "edges": { "a": { "serves": true }, "b": { "serves": false } } });
         assert_eq!(progress.news(&serving), ["shop  edges that serve it: 1/2"]);
