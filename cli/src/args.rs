@@ -1,13 +1,22 @@
 //! The command line.
 
+mod examples;
+
 use crate::out::Format;
+use atoll_model::{NodeName, RegionName, Role, SiteName};
 use clap::{Args, Parser, Subcommand};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// Atoll: a multi-region edge and service mesh in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "atoll", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(
+    name = "atoll",
+    version,
+    disable_help_subcommand = true,
+    arg_required_else_help = true,
+    after_help = examples::ALL
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -20,11 +29,20 @@ pub struct Cli {
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The platform to talk to, by the name of its context (else ATOLL_API, ATOLL_CONTEXT, the current context)
-    #[arg(long, global = true, value_name = "NAME")]
+    /// The platform to talk to [default: that of ATOLL_API, of ATOLL_CONTEXT, or of the current context]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Options of every command")]
     pub context: Option<String>,
-    /// How data is shown
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    /// How data is shown: `table` for people, `json` for programs
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "FORMAT",
+        help_heading = "Options of every command"
+    )]
     pub output: Format,
 }
 
@@ -32,42 +50,56 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the whole platform on this machine
+    #[command(after_help = examples::DEV)]
     Dev(DevArgs),
     /// Run one node from a configuration file
+    #[command(after_help = examples::NODE)]
     Node(NodeArgs),
     /// Make the running app match the manifest and wait until it does
+    #[command(after_help = examples::DEPLOY)]
     Deploy(DeployArgs),
     /// Remove an app and all that it owns
+    #[command(after_help = examples::DELETE)]
     Delete(DeleteArgs),
     /// What a deploy would change
+    #[command(after_help = examples::PLAN)]
     Plan(PlanArgs),
     /// An app as it runs: revisions, regions, instances, health, URLs
+    #[command(after_help = examples::STATUS)]
     Status(StatusArgs),
     /// The apps of the platform
     Apps,
     /// The services of one app or of all
     Services(FilterArgs),
     /// The instances of one app or of all
+    #[command(after_help = examples::INSTANCES)]
     Instances(FilterArgs),
     /// The revisions of one app or of all
     Revisions(FilterArgs),
     /// The nodes of the platform
+    #[command(after_help = examples::NODES)]
     Nodes,
     /// What an instance, or a service's instances, wrote
+    #[command(after_help = examples::LOGS)]
     Logs(LogsArgs),
     /// The mesh's certificate authority
     #[command(subcommand)]
     Ca(CaCommand),
     /// Tokens with which nodes join
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::TOKENS)]
     Tokens(TokensCommand),
     /// Which platform the CLI talks to
-    #[command(subcommand)]
+    #[command(subcommand, after_help = examples::CONTEXT)]
     Context(ContextCommand),
-    /// What a reason code means
+    /// What a command does, or what a reason code means
+    #[command(after_help = examples::HELP)]
     Help {
-        /// A reason code such as `no-instance`
+        /// A command, a reason code such as `no-instance`, or `codes` for all of those
+        #[arg(value_name = "TOPIC")]
         topic: Option<String>,
+        /// The command below it, such as `create` of `tokens`
+        #[arg(hide = true)]
+        below: Option<String>,
     },
     /// The proxy beside an instance; started by the host
     #[command(hide = true)]
@@ -154,7 +186,7 @@ pub struct DeployArgs {
     /// Only show what would change
     #[arg(long)]
     pub dry_run: bool,
-    /// Agree to the removal of so many services at once
+    /// Agree to the removal of this many services at once, where that is held back
     #[arg(long, value_name = "N")]
     pub confirm: Option<usize>,
 }
@@ -165,7 +197,7 @@ pub struct PlanArgs {
     /// The manifest
     #[arg(short, long, default_value = "atoll.toml", value_name = "FILE")]
     pub file: PathBuf,
-    /// End with code 10 where there are changes
+    /// End with exit code 10 where a deploy would change something
     #[arg(long)]
     pub exit_code: bool,
 }
@@ -197,13 +229,14 @@ pub struct FilterArgs {
 /// `atoll logs`
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
-    /// An instance (`i-…`), an app, or `app/service`
+    /// An app, `APP/SERVICE`, or an instance (`i-…`)
+    #[arg(value_name = "APP")]
     pub of: String,
-    /// Go on with what comes
+    /// Go on with what comes, until Ctrl-C
     #[arg(short, long)]
     pub follow: bool,
-    /// How many lines of the past
-    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    /// How many lines of the past, of each instance
+    #[arg(short = 'n', long, default_value_t = 100, value_name = "LINES", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub tail: u32,
     /// Only instances in this region
     #[arg(long)]
@@ -222,7 +255,7 @@ pub enum CaCommand {
 pub enum TokensCommand {
     /// Make a single-use token for one node
     Create(TokenArgs),
-    /// The tokens that are not used up
+    /// The tokens that were made: which are valid, and who used the others
     List,
     /// Make a token unusable
     Revoke {
@@ -235,17 +268,17 @@ pub enum TokensCommand {
 #[derive(Debug, Clone, Args)]
 pub struct TokenArgs {
     /// A role that the node may have; can be given more than once, or separated by commas
-    #[arg(long = "role", required = true, value_delimiter = ',')]
-    pub roles: Vec<String>,
+    #[arg(long = "role", required = true, value_delimiter = ',', value_name = "ROLE")]
+    pub roles: Vec<Role>,
     /// The site it must be at
     #[arg(long)]
-    pub site: String,
+    pub site: SiteName,
     /// The site's region [default: the site's name without the digits at its end]
     #[arg(long)]
-    pub region: Option<String>,
+    pub region: Option<RegionName>,
     /// The only name that the node may have
-    #[arg(long)]
-    pub node: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
     /// How long it can be used
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     pub ttl: String,

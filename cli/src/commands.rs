@@ -39,7 +39,9 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         Command::DemoShop { args } => dev::demo::serve(args).map(done),
         Command::ProbeInstance { listen } => block_on(dev::probe::serve(listen)).map(done),
         Command::Dev(args) => block_on(dev::run(args)).map(done),
-        Command::Help { topic } => help::run(topic.as_deref(), global.output).map(done),
+        Command::Help { topic, below } => {
+            help::run(topic.as_deref(), below.as_deref(), global.output).map(done)
+        }
         Command::Context(command) => context::run(command, global).map(done),
         Command::Deploy(args) => block_on(deploy::run(args, global)).map(done),
         Command::Plan(args) => block_on(deploy::plan(args, global)).map(done),

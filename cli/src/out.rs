@@ -127,6 +127,18 @@ pub fn age(now_ms: u64, then_ms: u64) -> String {
     }
 }
 
+/// A length of time, s, such as `7d` or `1h 30m`; units that are zero are left out.
+pub fn span(seconds: u64) -> String {
+    let units = [("d", 86_400, u64::MAX), ("h", 3_600, 24), ("m", 60, 60), ("s", 1, 60)];
+    let parts: Vec<String> = units
+        .iter()
+        .map(|(unit, length, next)| (seconds / length % next, unit))
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, unit)| format!("{count}{unit}"))
+        .collect();
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -146,6 +158,14 @@ mod tests {
         let rows = [json!({"name": "shop", "at": {"region": "fra"}}), json!({"name": "b"})];
         let text = table_text(&[Column("NAME", "name"), Column("REGION", "at.region|region")], &rows);
         assert_eq!(text, "NAME  REGION\nshop  fra\nb     -");
+    }
+
+    #[test]
+    fn spans_leave_out_what_is_zero() {
+        assert_eq!(span(0), "0s");
+        assert_eq!(span(7 * 86_400), "7d");
+        assert_eq!(span(5_430), "1h 30m 30s");
+        assert_eq!(span(90), "1m 30s");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::args::{Global, TokenArgs, TokensCommand};
 use crate::failure::{Failure, Outcome};
 use crate::out::{self, Column, Format};
 use atoll_model::manifest::parse_duration_ms;
+use atoll_model::{RegionName, SiteName};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -29,9 +30,7 @@ pub(super) async fn ca_status(global: &Global) -> Outcome {
 fn shown((key, value): (&String, &Value)) -> (String, String) {
     match (key.strip_suffix("_ms"), key.strip_suffix("_s"), value.as_u64()) {
         (Some(name), _, Some(ms)) => (name.replace('_', " "), out::date(ms)),
-        (_, Some(name), Some(seconds)) => {
-            (name.replace('_', " "), format!("{}h {}m {}s", seconds / 3600, seconds / 60 % 60, seconds % 60))
-        }
+        (_, Some(name), Some(seconds)) => (name.replace('_', " "), out::span(seconds)),
         _ => (key.replace('_', " "), out::cell(value)),
     }
 }
@@ -54,15 +53,24 @@ pub(super) async fn tokens(command: TokensCommand, global: &Global) -> Outcome {
 pub fn token_request(args: &TokenArgs) -> Outcome<Value> {
     let ttl_ms =
         parse_duration_ms(&args.ttl).map_err(|error| Failure::usage(error.to_string()).place("--ttl"))?;
-    let region = args
-        .region
-        .clone()
-        .unwrap_or_else(|| args.site.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned());
+    let region = match &args.region {
+        Some(region) => region.clone(),
+        None => region_of(&args.site)?,
+    };
     let mut body = json!({ "roles": args.roles, "site": args.site, "region": region, "ttl_ms": ttl_ms });
     if let Some(node) = &args.node {
         body["node"] = json!(node);
     }
     Ok(body)
+}
+
+/// The region that a site's name stands for: `fra` of `fra1`.
+fn region_of(site: &SiteName) -> Outcome<RegionName> {
+    let digitless = site.as_str().trim_end_matches(|c: char| c.is_ascii_digit());
+    RegionName::new(digitless.trim_end_matches('-')).map_err(|_| {
+        Failure::usage(format!("the name of site `{site}` does not say its region"))
+            .fix("give the region with --region")
+    })
 }
 
 async fn create(args: TokenArgs, global: &Global) -> Outcome {

@@ -108,10 +108,10 @@ async fn write_join_tokens(api: &Api, layout: &Layout) -> Outcome {
             continue;
         }
         let request = token_request(&TokenArgs {
-            roles: node.config.roles.iter().map(|role| role.to_string()).collect(),
-            site: node.config.site.to_string(),
-            region: Some(node.config.region.to_string()),
-            node: Some(node.name().to_owned()),
+            roles: node.config.roles.iter().collect(),
+            site: node.config.site.clone(),
+            region: Some(node.config.region.clone()),
+            node: Some(node.config.name.clone()),
             ttl: "10m".to_owned(),
         })?;
         let made = api.change(Method::POST, "/v1/tokens/join", Some(&request)).await?;
