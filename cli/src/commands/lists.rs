@@ -1,12 +1,13 @@
 //! `atoll apps`, `services`, `instances`, `revisions`, `nodes`.
 
 use super::api;
-use crate::api::encode;
+use crate::api::{Api, encode};
 use crate::args::Global;
 use crate::failure::Outcome;
 use crate::out::{self, Column, Format};
 use atoll_process::clock::unix_ms;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// One kind of object.
 #[derive(Debug)]
@@ -14,91 +15,194 @@ pub(super) struct List {
     path: &'static str,
     columns: &'static [Column],
     empty: &'static str,
+    /// What else the table shows than the rows themselves say.
+    enrich: Enrich,
+}
+
+/// What a table needs beside its rows.
+#[derive(Debug, Clone, Copy)]
+enum Enrich {
+    Nothing,
+    /// Health and URLs of apps, which their services know.
+    Services,
+    /// Revisions by number: nobody remembers their ids.
+    Revisions,
+    /// A node's state in one word.
+    NodeStates,
 }
 
 pub(super) const APPS: List = List {
     path: "/v1/apps",
     columns: &[
-        Column("APP", "app|name"),
+        Column("APP", "app"),
         Column("SERVICES", "services"),
-        Column("DEPLOY", "deploy"),
+        Column("HEALTHY/WANTED", "health"),
+        Column("URL", "urls"),
         Column("AGE", "created_ms"),
     ],
-    empty: "no apps; `atoll deploy` makes one",
+    empty: "no apps yet; `atoll deploy` in a folder with an atoll.toml makes one",
+    enrich: Enrich::Services,
 };
 
 pub(super) const SERVICES: List = List {
     path: "/v1/services",
     columns: &[
         Column("APP", "app"),
-        Column("SERVICE", "service|name"),
+        Column("SERVICE", "service"),
         Column("PUBLIC", "public"),
         Column("REVISION", "number"),
         Column("HEALTHY/WANTED", "regions"),
         Column("URL", "url"),
     ],
-    empty: "no services",
+    empty: "no services yet; `atoll deploy` makes those of an app",
+    enrich: Enrich::Nothing,
 };
+
+/// The columns of instances, after the app's.
+pub(super) const INSTANCE_COLUMNS: [Column; 8] = [
+    Column("SERVICE", "service"),
+    Column("REGION", "region"),
+    Column("REVISION", "number|revision"),
+    Column("STATE", "state"),
+    Column("RESTARTS", "restarts"),
+    Column("AGE", "placed_ms"),
+    Column("HOST", "host"),
+    Column("DETAIL", "detail"),
+];
 
 pub(super) const INSTANCES: List = List {
     path: "/v1/instances",
     columns: &[
-        Column("INSTANCE", "id|instance"),
+        Column("INSTANCE", "id"),
         Column("APP", "app"),
-        Column("SERVICE", "service"),
-        Column("REGION", "region"),
-        Column("HOST", "host|node"),
-        Column("REVISION", "revision"),
-        Column("STATE", "state"),
-        Column("RESTARTS", "restarts"),
-        Column("AGE", "placed_ms|created_ms"),
+        INSTANCE_COLUMNS[0],
+        INSTANCE_COLUMNS[1],
+        INSTANCE_COLUMNS[2],
+        INSTANCE_COLUMNS[3],
+        INSTANCE_COLUMNS[4],
+        INSTANCE_COLUMNS[5],
+        INSTANCE_COLUMNS[6],
+        INSTANCE_COLUMNS[7],
     ],
-    empty: "no instances",
+    empty: "no instances yet; `atoll deploy` starts those of an app",
+    enrich: Enrich::Revisions,
 };
 
 pub(super) const REVISIONS: List = List {
     path: "/v1/revisions",
     columns: &[
-        Column("REVISION", "id|revision"),
         Column("APP", "app"),
         Column("SERVICE", "service"),
-        Column("NUMBER", "number"),
+        Column("REVISION", "number"),
         Column("STATE", "state"),
         Column("AGE", "created_ms"),
+        Column("ID", "id"),
     ],
-    empty: "no revisions",
+    empty: "no revisions yet; each `atoll deploy` makes one of each service",
+    enrich: Enrich::Nothing,
 };
 
 pub(super) const NODES: List = List {
     path: "/v1/nodes",
     columns: &[
-        Column("NODE", "name|node"),
+        Column("NODE", "name"),
         Column("SITE", "site"),
         Column("REGION", "region"),
         Column("ROLES", "roles"),
-        Column("ALIVE", "alive"),
-        Column("ATTACHED", "attached"),
-        Column("STALE", "stale"),
-        Column("GOSSIP", "gossip_address"),
-        Column("VERSION", "software_version"),
+        Column("STATE", "state"),
+        Column("ADDRESS", "address"),
         Column("UP", "started_ms"),
+        Column("CERTIFICATE FOR", "certificate_not_after_ms"),
+        Column("VERSION", "software_version"),
     ],
-    empty: "no nodes have joined yet",
+    empty: "no nodes have joined yet; `atoll tokens create` makes a token with which one can",
+    enrich: Enrich::NodeStates,
 };
 
 pub(super) async fn run(list: &List, app: Option<String>, global: &Global) -> Outcome {
+    let api = api(global)?;
     let path = match &app {
         Some(app) => format!("{}?app={}", list.path, encode(app)),
         None => list.path.to_owned(),
     };
-    let mut rows = api(global)?.list(&path).await?;
+    let mut rows = api.list(&path).await?;
+    if let Some(app) = app.filter(|_| rows.is_empty()) {
+        // Nothing to show because there is no such app is an error, and the API says which.
+        api.get(&format!("/v1/status/{}", encode(&app))).await?;
+    }
     if global.output == Format::Json {
         out::json(&Value::Array(rows));
         return Ok(());
     }
+    match list.enrich {
+        Enrich::Nothing => {}
+        Enrich::Services if rows.is_empty() => {}
+        Enrich::Services => add_services(&mut rows, &api.list("/v1/services").await?),
+        Enrich::Revisions => number_revisions(&api, &mut rows).await?,
+        Enrich::NodeStates => rows.iter_mut().for_each(add_node_state),
+    }
     for_people(&mut rows);
     out::table(list.columns, &rows, list.empty);
     Ok(())
+}
+
+/// Gives instances the number of their revision, and an order that people can read.
+pub(super) async fn number_revisions(api: &Api, instances: &mut [Value]) -> Outcome {
+    let mut apps: Vec<&str> = instances.iter().filter_map(|row| row["app"].as_str()).collect();
+    apps.dedup();
+    let path = match apps.as_slice() {
+        [] => return Ok(()),
+        [app] => format!("/v1/revisions?app={}", encode(app)),
+        _ => "/v1/revisions".to_owned(),
+    };
+    let revisions = api.list(&path).await?;
+    let numbers: BTreeMap<&str, &Value> =
+        revisions.iter().filter_map(|row| Some((row["id"].as_str()?, &row["number"]))).collect();
+    for row in instances.iter_mut() {
+        let number = row["revision"].as_str().and_then(|id| numbers.get(id));
+        row["number"] = number.map_or(Value::Null, |number| (*number).clone());
+    }
+    instances.sort_by_cached_key(|row| {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        (text("app"), text("service"), text("region"), row["placed_ms"].as_u64(), text("id"))
+    });
+    Ok(())
+}
+
+/// Gives apps the sums and URLs of their services.
+fn add_services(apps: &mut [Value], services: &[Value]) {
+    for app in apps {
+        let own: Vec<&Value> = services.iter().filter(|service| service["app"] == app["app"]).collect();
+        let regions =
+            || own.iter().filter_map(|service| service["regions"].as_object()).flat_map(|r| r.values());
+        let sum = |key: &str| regions().filter_map(|counts| counts[key].as_u64()).sum::<u64>();
+        let urls: Vec<Value> =
+            own.iter().map(|service| service["url"].clone()).filter(|url| !url.is_null()).collect();
+        app["health"] = Value::String(format!("{}/{}", sum("healthy"), sum("min")));
+        app["urls"] = Value::Array(urls);
+    }
+}
+
+/// A node's state in one word, and the address at which it serves.
+fn add_node_state(node: &mut Value) {
+    let is = |key: &str| node[key] == true;
+    let needs_line = ["edge", "host"]
+        .iter()
+        .any(|role| node["roles"].as_array().is_some_and(|roles| roles.iter().any(|r| r == role)));
+    let state = match () {
+        () if is("removed") => "removed",
+        () if !is("alive") => "gone",
+        () if is("draining") => "draining",
+        () if is("stale") => "stale",
+        () if needs_line && !is("attached") => "detached",
+        () => "alive",
+    };
+    let address = ["edge_https_address", "gateway_address"]
+        .iter()
+        .find_map(|key| node[*key].as_str().filter(|text| !text.is_empty()))
+        .map(str::to_owned);
+    node["state"] = Value::String(state.to_owned());
+    node["address"] = address.map_or(Value::Null, Value::String);
 }
 
 /// Points in time become how long ago they were, counts by region a short text.
@@ -111,7 +215,7 @@ pub(super) fn for_people(rows: &mut [Value]) {
         for (key, value) in row.iter_mut().filter(|(key, _)| key.ends_with("_ms")) {
             // Deadlines lie ahead; they are shown as how far.
             if let Some(at) = value.as_u64().filter(|at| *at > 1_000_000_000_000) {
-                *value = Value::String(if key.starts_with("expires") {
+                *value = Value::String(if key.starts_with("expires") || key.ends_with("not_after_ms") {
                     out::age(at, now)
                 } else {
                     out::age(now, at)
@@ -133,6 +237,39 @@ fn counts(regions: &serde_json::Map<String, Value>) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_node_has_one_state() {
+        let state = |facts: Value| {
+            let mut node = json!({ "alive": true, "attached": true, "roles": ["edge"] });
+            facts.as_object().into_iter().flatten().for_each(|(key, value)| node[key] = value.clone());
+            add_node_state(&mut node);
+            node["state"].as_str().map(str::to_owned)
+        };
+        for (facts, expected) in [
+            (json!({}), "alive"),
+            (json!({ "alive": false, "draining": true }), "gone"),
+            (json!({ "draining": true, "attached": false }), "draining"),
+            (json!({ "stale": true }), "stale"),
+            (json!({ "attached": false }), "detached"),
+            (json!({ "attached": false, "roles": ["gateway"] }), "alive"),
+            (json!({ "removed": true }), "removed"),
+        ] {
+            assert_eq!(state(facts.clone()).as_deref(), Some(expected), "{facts}");
+        }
+    }
+
+    #[test]
+    fn an_app_sums_up_its_services() {
+        let mut apps = [json!({ "app": "shop" })];
+        let services = [
+            json!({ "app": "shop", "url": "https://a", "regions": { "fra": { "healthy": 1, "min": 2 } } }),
+            json!({ "app": "shop", "url": null, "regions": { "was": { "healthy": 1, "min": 1 } } }),
+            json!({ "app": "other", "url": null, "regions": { "was": { "healthy": 9, "min": 9 } } }),
+        ];
+        add_services(&mut apps, &services);
+        assert_eq!(apps[0], json!({ "app": "shop", "health": "2/3", "urls": ["https://a"] }));
+    }
 
     #[test]
     fn rows_are_made_for_people() {

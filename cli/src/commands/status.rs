@@ -12,13 +12,19 @@ pub(super) async fn run(args: StatusArgs, global: &Global) -> Outcome {
     let Some(app) = args.app.or_else(app_of_this_folder) else {
         return lists::run(&lists::APPS, None, global).await;
     };
-    let status = api(global)?.get(&format!("/v1/status/{}", encode(&app))).await?;
+    let api = api(global)?;
+    let mut status = api.get(&format!("/v1/status/{}", encode(&app))).await?;
     if !status.is_object() {
         return Err(Failure::failed("the API's answer is no status"));
     }
     match global.output {
         Format::Json => out::json(&status),
-        Format::Table => show(&app, status),
+        Format::Table => {
+            if let Some(instances) = status.get_mut("instances").and_then(Value::as_array_mut) {
+                lists::number_revisions(&api, instances).await?;
+            }
+            show(&app, status);
+        }
     }
     Ok(())
 }
@@ -46,17 +52,8 @@ fn show(app: &str, mut status: Value) {
         Column("HEALTHY/WANTED", "regions"),
     ];
     section(&mut status, "services", &services);
-    let instances = [
-        Column("INSTANCE", "id"),
-        Column("SERVICE", "service"),
-        Column("REGION", "region"),
-        Column("HOST", "host"),
-        Column("REVISION", "revision"),
-        Column("STATE", "state"),
-        Column("RESTARTS", "restarts"),
-        Column("AGE", "placed_ms"),
-        Column("DETAIL", "detail"),
-    ];
+    let instances: Vec<Column> =
+        std::iter::once(Column("INSTANCE", "id")).chain(lists::INSTANCE_COLUMNS).collect();
     section(&mut status, "instances", &instances);
     section(
         &mut status,
