@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 /// Membership packets that wait for the driver.
 const EVENTS_MAX: usize = 1024;
@@ -121,8 +121,9 @@ struct Shared {
     members: watch::Receiver<Arc<Members>>,
     transport: Arc<Transport>,
     stop: Arc<Notify>,
-    driven: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    driven: Mutex<Option<oneshot::Receiver<()>>>,
     writer: Mutex<Option<Writer>>,
+    tasks: Tasks,
 }
 
 impl std::fmt::Debug for Shared {
@@ -182,10 +183,16 @@ impl Gossip {
         let plan = Plan { own: member, seeds: config.seeds, interval: config.interval, pace: config.pace };
         let driver = Driver::new(Arc::clone(&transport), plan, tasks.clone(), members_in);
         let stop = Arc::new(Notify::new());
-        tasks.spawn("gossip accept", Arc::clone(&transport).accept());
-        let driven = tokio::spawn(driver.run(inbox, drain.clone(), Arc::clone(&stop)));
-        tasks.spawn("gossip sign", sign(Arc::clone(&core), drain.clone()));
-        tasks.spawn("gossip collect", collect(Arc::clone(&core), drain.clone()));
+        tasks.spawn_vital("gossip accept", Arc::clone(&transport).accept());
+        let (over, driven) = oneshot::channel();
+        let driving = driver.run(inbox, drain.clone(), Arc::clone(&stop));
+        tasks.spawn_vital("gossip driver", async move {
+            driving.await;
+            // Nobody waits for it any more when this fails.
+            let _closed = over.send(()).is_err();
+        });
+        tasks.spawn_vital("gossip sign", sign(Arc::clone(&core), drain.clone()));
+        tasks.spawn_vital("gossip collect", collect(Arc::clone(&core), drain.clone()));
         let gossip = Self(Arc::new(Shared {
             core,
             address,
@@ -194,6 +201,7 @@ impl Gossip {
             stop,
             driven: Mutex::new(Some(driven)),
             writer: Mutex::new(Some(writer)),
+            tasks: tasks.clone(),
         }));
         let at_end = gossip.clone();
         tasks.spawn("gossip end", async move {
@@ -270,6 +278,12 @@ impl Gossip {
     #[must_use]
     pub fn scopes(&self) -> &[Scope] {
         &self.0.core.scopes
+    }
+
+    /// The name of the first part of gossip that ended. Before [`Self::close`] and outside a drain that is
+    /// a panic, and the node should end: others would go on to hear what was so. Cancel-safe.
+    pub async fn broken(&self) -> &'static str {
+        self.0.tasks.vital_end().await
     }
 
     /// Signs what waits, says goodbye, writes what is left to disk, and closes the endpoint. Subscriptions
