@@ -95,11 +95,11 @@ impl Publisher {
                     None => return,
                     // All is published once it is confirmed.
                     Some(_) if blocked => {}
-                    Some(Feed::CompareAll) => self.publish_all().await,
+                    Some(Feed::CompareAll) => self.compare_all(looked).await,
                     Some(Feed::Batch(batch)) => {
                         if !self.publish(batch).await {
                             tokio::time::sleep(RETRY).await;
-                            self.publish_all().await;
+                            self.compare_all(looked).await;
                         }
                     }
                 },
@@ -154,6 +154,15 @@ impl Publisher {
         blocked
     }
 
+    /// After changes that did not come by the feed: what was added, and what was removed. Before the first
+    /// look at what is too much, that look does the latter.
+    async fn compare_all(&self, looked: bool) {
+        self.publish_all().await;
+        if looked {
+            self.remove_extra(false).await;
+        }
+    }
+
     /// Everything that the store has; what gossip has already it passes over.
     async fn publish_all(&self) {
         let mut all = self.store.desired();
@@ -164,24 +173,27 @@ impl Publisher {
 
     /// False when some could not be published.
     async fn publish(&self, records: Vec<DesiredRecord>) -> bool {
-        let changes: Vec<DesiredChange> = records.into_iter().filter_map(to_change).collect();
-        match self.gossip.publish_desired(self.store.epoch(), changes.clone()).await {
-            Ok(()) => true,
-            // One record that gossip refuses must not hold up the others.
-            Err(PublishError::Refused { .. } | PublishError::TooLarge { .. }) => {
-                for change in changes {
-                    let key = change.key.clone();
-                    if let Err(error) = self.gossip.publish_desired(self.store.epoch(), vec![change]).await {
-                        tracing::error!(key, %error, "a desired record could not be published");
-                    }
+        let mut changes: Vec<DesiredChange> = records.into_iter().filter_map(to_change).collect();
+        while !changes.is_empty() {
+            let Err(error) = self.gossip.publish_desired(self.store.epoch(), changes.clone()).await else {
+                return true;
+            };
+            tracing::error!(%error, "desired state could not be published as it is");
+            // What gossip refuses must not hold up the rest, and the rest must stay together: the first call
+            // of an epoch replaces everything.
+            let before = changes.len();
+            match error {
+                PublishError::Refused { key, .. } => changes.retain(|change| change.key != key),
+                PublishError::TooLarge { revision, .. } => {
+                    changes.retain(|change| change.revision != revision)
                 }
-                true
+                PublishError::NotControl(_) => return false,
             }
-            Err(error) => {
-                tracing::error!(%error, "desired state could not be published");
-                false
+            if changes.len() == before {
+                return false;
             }
         }
+        true
     }
 
     /// Deletes what gossip holds and the store does not: what an earlier run could not say any more. Where
