@@ -6,6 +6,7 @@ use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageErro
 use std::fmt::Debug;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -101,9 +102,13 @@ impl Disk {
     /// Opens the file again and reads what is really on it.
     pub(super) fn reopen(&mut self) -> Result<(Image, u64), StoreError> {
         self.room()?;
-        let database = self.backing.open().map_err(|error| open_error(error, self.backing.path()))?;
-        let counters = prepare(&database, 0, self.backing.path())?;
-        let image = load(&database)?;
+        let backing = &self.backing;
+        let (database, image, counters) = guarded(|| {
+            let database = backing.open().map_err(|error| open_error(error, backing.path()))?;
+            let counters = prepare(&database, 0, backing.path())?;
+            let image = load(&database)?;
+            Ok((database, image, counters))
+        })?;
         self.database = Some(database);
         Ok((image, counters.revision))
     }
@@ -112,12 +117,13 @@ impl Disk {
     pub(super) fn commit(&mut self, writes: &Writes, revision: u64) -> Result<(), StoreError> {
         self.room()?;
         let database = self.database.as_ref().ok_or_else(|| StoreError::Broken("not open".to_owned()))?;
-        let written = write(database, writes, revision);
+        let written = guarded(|| write(database, writes, revision).map_err(Into::into));
         if written.is_err() {
             // After a failed write redb refuses everything until the file is opened again.
-            self.database = None;
+            let failed = self.database.take();
+            let _panicked = catch_unwind(AssertUnwindSafe(|| drop(failed))).is_err();
         }
-        written.map_err(Into::into)
+        written
     }
 
     fn room(&self) -> Result<(), StoreError> {
@@ -126,6 +132,12 @@ impl Disk {
             _ => Ok(()),
         }
     }
+}
+
+/// A damaged file or a failing disk can make the library panic; the writer thread must outlive that.
+fn guarded<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(StoreError::Broken("the database failed unexpectedly".to_owned())))
 }
 
 fn write(database: &Database, writes: &Writes, revision: u64) -> Result<(), redb::Error> {
