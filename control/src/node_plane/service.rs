@@ -79,25 +79,35 @@ impl NodePlaneService {
         Err(Status::resource_exhausted("too many nodes join at once: try again in a few seconds"))
     }
 
+    /// The CA waits for its disk: not on a thread that other calls need.
+    async fn with_ca<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&MeshCa) -> Result<T, CaError> + Send + 'static,
+    ) -> Result<Result<T, CaError>, Status> {
+        let ca = self.ca.clone();
+        let done = tokio::task::spawn_blocking(move || work(&ca)).await;
+        done.map_err(|_panicked| Status::internal("the CA failed; control's log says why"))
+    }
+
     /// The node at the other end, as the store has it.
     fn node<T>(&self, request: &Request<T>) -> Result<(Arc<PeerIdentity>, Node), Status> {
         let identity = request.extensions().get::<Peer>().and_then(|peer| peer.identity.clone());
         let identity =
             identity.ok_or_else(|| Status::unauthenticated("this call needs the node's certificate"))?;
-        let node = self.known(&identity).ok_or_else(|| {
+        let node = known(&self.store, &identity).ok_or_else(|| {
             self.metrics.refused.inc();
             tracing::warn!(peer = %identity.id, "a node that is unknown or removed was refused");
             Status::permission_denied("this node was removed, or never joined")
         })?;
         Ok((identity, node))
     }
+}
 
-    /// A certificate from before the node was removed and joined again is worth nothing: its epoch differs.
-    fn known(&self, identity: &PeerIdentity) -> Option<Node> {
-        let (org, name) = (OrgName::default_org(), identity.id.node_name()?);
-        let node = self.store.get::<Node>(&format!("{org}/{name}"))?;
-        (!node.removed && identity.epoch == Some(node.epoch)).then_some(node)
-    }
+/// A certificate from before the node was removed and joined again is worth nothing: its epoch differs.
+fn known(store: &Store, identity: &PeerIdentity) -> Option<Node> {
+    let (org, name) = (OrgName::default_org(), identity.id.node_name()?);
+    let node = store.get::<Node>(&format!("{org}/{name}"))?;
+    (!node.removed && identity.epoch == Some(node.epoch)).then_some(node)
 }
 
 /// A refusal that tells a node no more than it may know; the rest is logged.
@@ -174,22 +184,24 @@ impl NodePlane for NodePlaneService {
         if !self.challenges.is_valid(&request.nonce, now_ms) {
             return Err(Status::failed_precondition("the challenge has expired: ask for a new one"));
         }
-        let mut node = None;
-        let removed = |identity: &PeerIdentity| {
-            node = self.known(identity);
-            node.is_none()
-        };
-        let (expired, csr) = (&request.expired_certificate, &request.csr);
-        let checked = self.ca.check_recovery(expired, &request.nonce, csr, &request.proof, removed, now_ms);
-        let identity = checked.map_err(|error| {
+        let store = self.store.clone();
+        let recovered = self.with_ca(move |ca| {
+            let mut node = None;
+            let removed = |identity: &PeerIdentity| {
+                node = known(&store, identity);
+                node.is_none()
+            };
+            let (expired, csr) = (&request.expired_certificate, &request.csr);
+            ca.check_recovery(expired, &request.nonce, csr, &request.proof, removed, now_ms)?;
+            let chain =
+                node.as_ref().map(|node| ca.issue_node(&subject_of(node), csr, now_ms)).transpose()?;
+            Ok(node.zip(chain))
+        });
+        let recovered = recovered.await?.map_err(|error| {
             self.metrics.refused.inc();
             refused("recovery", &peer, &error)
         })?;
-        let node = node.ok_or_else(|| Status::permission_denied("this node was removed"))?;
-        let chain = self
-            .ca
-            .issue_node(&subject_of(&node), csr, now_ms)
-            .map_err(|error| refused("recovery", &identity.id, &error))?;
+        let (node, chain) = recovered.ok_or_else(|| Status::permission_denied("this node was removed"))?;
         self.metrics.recovered.inc();
         tracing::info!(node = %node.name, peer, "an expired certificate was exchanged");
         Ok(self.reply(der(chain), Vec::new()))
@@ -197,10 +209,9 @@ impl NodePlane for NodePlaneService {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IdentityReply>, Status> {
         let (identity, node) = self.node(&request)?;
-        let chain = self
-            .ca
-            .issue_node(&subject_of(&node), &request.into_inner().csr, unix_ms())
-            .map_err(|error| refused("renewal", &identity.id, &error))?;
+        let (subject, csr) = (subject_of(&node), request.into_inner().csr);
+        let issued = self.with_ca(move |ca| ca.issue_node(&subject, &csr, unix_ms())).await?;
+        let chain = issued.map_err(|error| refused("renewal", &identity.id, &error))?;
         self.metrics.renewed.inc();
         Ok(self.reply(der(chain), Vec::new()))
     }
@@ -222,10 +233,9 @@ impl NodePlane for NodePlaneService {
                 "no instance of {cluster} is placed on this host"
             )));
         }
-        let chain = self
-            .ca
-            .issue_workload(&cluster, &request.csr, unix_ms())
-            .map_err(|error| refused("a workload certificate", &identity.id, &error))?;
+        let csr = request.csr;
+        let issued = self.with_ca(move |ca| ca.issue_workload(&cluster, &csr, unix_ms())).await?;
+        let chain = issued.map_err(|error| refused("a workload certificate", &identity.id, &error))?;
         self.metrics.workloads.inc();
         Ok(self.reply(der(chain), Vec::new()))
     }

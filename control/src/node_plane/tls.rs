@@ -18,6 +18,8 @@ use tonic::transport::server::Connected;
 
 /// Longest handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Who shows no certificate is here to join or recover, which is soon done: places are not theirs to keep.
+const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// Connections and handshakes at once.
 const CONNECTIONS_MAX: usize = 4096;
 
@@ -53,7 +55,11 @@ pub(super) async fn accept(
     let acceptor = TlsAcceptor::from(config);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(permit) = places.clone().acquire_owned().await else { return };
+        let permit = tokio::select! {
+            permit = places.clone().acquire_owned() => permit,
+            () = drain.draining() => return,
+        };
+        let Ok(permit) = permit else { return };
         let connection = tokio::select! {
             connection = listener.accept() => connection,
             () = drain.draining() => return,
@@ -76,7 +82,8 @@ pub(super) async fn accept(
                     let stream = MeshStream { tls, peer, cut, _permit: permit };
                     let _ended = accepted.send(Ok(stream)).await.is_err();
                 }
-                Ok(Err(error)) => tracing::warn!(%address, %error, "a node plane handshake failed"),
+                // Anybody who can reach the port can cause this: no line for each.
+                Ok(Err(error)) => tracing::debug!(%address, %error, "a node plane handshake failed"),
                 Err(_elapsed) => tracing::debug!(%address, "a node plane handshake took too long"),
             }
         });
@@ -94,7 +101,8 @@ async fn handshake(
     stream.set_nodelay(true)?;
     let tls = acceptor.accept(stream).await?;
     let Some(certificates) = tls.get_ref().1.peer_certificates().filter(|list| !list.is_empty()) else {
-        return Ok((tls, Peer { identity: None, address }, None));
+        let cut: Cut = Some(Box::pin(tokio::time::sleep(ANONYMOUS_LIFE)));
+        return Ok((tls, Peer { identity: None, address }, cut));
     };
     let peer = Identity::peer_of(certificates).map_err(io::Error::other)?;
     let guard: ConnectionGuard = identity.connections().admit(&peer).map_err(io::Error::other)?;
