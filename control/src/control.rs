@@ -166,13 +166,13 @@ impl Bound {
         };
         let tasks = Tasks::new(Handle::current());
         let gossip = handles.gossip.clone();
-        tasks.spawn(
+        tasks.spawn_vital(
             "control observer",
             observer::run(gossip.clone(), handles.name.clone(), world_in, drain.clone()),
         );
         let publisher =
             Publisher { store: store.clone(), feed, gossip, held: held.clone(), metrics: metrics.clone() };
-        tasks.spawn("control publisher", publisher.run(drain.clone()));
+        tasks.spawn_vital("control publisher", publisher.run(drain.clone()));
         let reconciler = Reconciler {
             store: store.clone(),
             world: world.clone(),
@@ -182,8 +182,8 @@ impl Bound {
             progresses: progresses.clone(),
             metrics: metrics.clone(),
         };
-        tasks.spawn("control reconciler", reconciler.run(drain.clone()));
-        tasks.spawn(
+        tasks.spawn_vital("control reconciler", reconciler.run(drain.clone()));
+        tasks.spawn_vital(
             "control upkeep",
             upkeep(store.clone(), certificates.clone(), config.clone(), drain.clone()),
         );
@@ -197,20 +197,24 @@ impl Bound {
         ) {
             Ok(service) => {
                 let identity = handles.identity.clone();
-                tasks.spawn(
+                tasks.spawn_vital(
                     "node plane",
                     node_plane::serve(node_plane_listener, identity, service, drain.clone()),
                 );
             }
-            Err(error) => tracing::error!(%error, "the node plane could not be started"),
+            Err(error) => return tracing::error!(%error, "the node plane could not be started"),
         }
         let ca = handles.mesh_ca;
         let parts = Parts { store, world, attached, context, config, progresses, sealer, ca, held, metrics };
         let api = Api::new(parts);
         let router = api.router();
         drop(api);
-        tasks.spawn("API", api::serve(api_listener, tls, router, drain.clone()));
-        drain.draining().await;
+        tasks.spawn_vital("API", api::serve(api_listener, tls, router, drain.clone()));
+        tokio::select! {
+            () = drain.draining() => {}
+            // Half a control is worse than one that is started again: nodes go on without it.
+            part = tasks.vital_end() => tracing::error!(part, "a part of control ended; the role control ends"),
+        }
         if !tasks.finished(END_TIMEOUT).await {
             tracing::warn!("some of control had not ended in time");
         }
