@@ -15,7 +15,7 @@ pub struct Config {
     /// Where to take mutual TLS; the port is picked.
     pub listen: IpAddr,
     /// Requests at once; more are refused before their bodies are read. Bounds the memory of bodies:
-    /// at most a window of 256 KiB each, and 4 MiB for each gateway connection.
+    /// at most a window of 128 KiB each that the instance does not read.
     pub requests_max: usize,
     /// Connections at once.
     pub connections_max: usize,

@@ -23,6 +23,9 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+/// The largest window that HTTP/2 knows.
+pub(crate) const CONNECTION_WINDOW_MAX: u32 = (1 << 31) - 1;
+
 /// How a peer is reached.
 #[derive(Debug, Clone)]
 pub struct H2PeerConfig {
@@ -40,13 +43,18 @@ pub struct H2PeerConfig {
     pub warm: bool,
     /// What may be unread of one response: what a slow reader costs here, in bytes.
     pub stream_window: u32,
-    /// What may be unread of all responses on one connection, in bytes.
-    pub connection_window: u32,
     /// The most streams on one connection, if the peer allows as many.
     pub streams_max: usize,
 }
 
 impl H2PeerConfig {
+    /// What may be unread of all responses on one connection: room for every stream, because else a
+    /// few readers that have stopped would hold up all others on it.
+    pub(crate) fn connection_window(&self) -> u32 {
+        let streams = u32::try_from(self.streams_max).unwrap_or(u32::MAX);
+        self.stream_window.saturating_mul(streams).min(CONNECTION_WINDOW_MAX)
+    }
+
     /// Defaults for a peer in the same region: one connection, made when it is needed.
     #[must_use]
     pub fn near(address: SocketAddr) -> Self {
@@ -57,8 +65,7 @@ impl H2PeerConfig {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             warm: false,
-            stream_window: 256 * 1024,
-            connection_window: 4 * 1024 * 1024,
+            stream_window: 128 * 1024,
             streams_max: 1000,
         }
     }
@@ -71,8 +78,7 @@ impl H2PeerConfig {
             connect_timeout: Duration::from_secs(3),
             backoff_max: Duration::from_secs(1),
             warm: true,
-            stream_window: 1024 * 1024,
-            connection_window: 16 * 1024 * 1024,
+            stream_window: 512 * 1024,
             ..Self::near(address)
         }
     }

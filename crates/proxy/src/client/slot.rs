@@ -140,7 +140,9 @@ async fn open(inner: &Rc<Inner>, index: usize) -> Result<Pin<Box<dyn Future<Outp
         let (sender, connection) = http2::Builder::new(LocalExecutor)
             .timer(TokioTimer::new())
             .initial_stream_window_size(inner.config.stream_window)
-            .initial_connection_window_size(inner.config.connection_window)
+            .initial_connection_window_size(inner.config.connection_window())
+            // Until the peer has said how many it takes: a burst on a new connection is no overload.
+            .initial_max_send_streams(inner.config.streams_max)
             .max_frame_size(64 * 1024)
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(64 * 1024)

@@ -65,8 +65,10 @@ impl ServerLimits {
             hop: Hop::Gateway,
             internal: true,
             streams_max: 1000,
-            stream_window: 1024 * 1024,
-            connection_window: 16 * 1024 * 1024,
+            stream_window: 512 * 1024,
+            // Room for every stream: else a few instances that don't read their uploads would hold up
+            // those of all others in the tunnel.
+            connection_window: 1000 * 512 * 1024,
             frame_max: 64 * 1024,
             head_bytes_max: 64 * 1024,
             pending_resets_max: 1000,
@@ -83,8 +85,8 @@ impl ServerLimits {
             hop: Hop::Sidecar,
             internal: true,
             streams_max: 1024,
-            stream_window: 256 * 1024,
-            connection_window: 4 * 1024 * 1024,
+            stream_window: 128 * 1024,
+            connection_window: 1024 * 128 * 1024,
             ..Self::tunnel()
         }
     }

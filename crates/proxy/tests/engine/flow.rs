@@ -2,9 +2,9 @@
 
 use super::support::*;
 use atoll_model::Role;
-use atoll_proxy::ProxyMetrics;
 use atoll_proxy::client::{H1Config, H1Pool, H2Peer, H2PeerConfig, MeshConnector, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
+use atoll_proxy::{Body, ProxyMetrics};
 use http_body_util::BodyExt as _;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -63,5 +63,63 @@ fn a_reader_that_stalls_stops_the_origin() {
             got += frame.unwrap().into_data().map_or(0, |data| data.len());
         }
         assert_eq!(got, LENGTH);
+    });
+}
+
+#[test]
+fn readers_that_stall_hold_up_nobody_else() {
+    run(async {
+        let ca = Ca::new();
+        let large = handler(|exchange| async move {
+            let body = match exchange.request.uri().path() {
+                "/large" => Body::full(vec![7; 2 << 20]),
+                _ => Body::full("small"),
+            };
+            http::Response::new(body)
+        });
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let server = mesh_server(&gateway, ServerLimits::tunnel(), large).await;
+        for config in [H2PeerConfig::near(server.address), H2PeerConfig::far(server.address)] {
+            let connector = MeshConnector::new(&ca.node("fra1-edge", Role::Edge), policy(Role::Gateway));
+            let peer = H2Peer::open(config, connector, ProxyMetrics::unregistered());
+            let mut unread = Vec::new();
+            for _ in 0..100 {
+                unread.push(peer.send(get("/large"), SendTimeouts::default()).await.unwrap());
+            }
+            let response = peer.send(get("/"), SendTimeouts::default()).await.unwrap();
+            let read = tokio::time::timeout(Duration::from_secs(5), read_all(response.into_body())).await;
+            assert_eq!(read.expect("the small one waits for the large ones").unwrap(), "small");
+        }
+    });
+}
+
+#[test]
+fn uploads_that_are_not_read_hold_up_nobody_else() {
+    run(async {
+        let ca = Ca::new();
+        let lazy = handler(|exchange| async move {
+            if exchange.request.uri().path() == "/unread" {
+                std::future::pending::<()>().await;
+            }
+            let read = read_all(exchange.request.into_body()).await.unwrap();
+            http::Response::new(Body::full(read))
+        });
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let server = mesh_server(&gateway, ServerLimits::tunnel(), lazy).await;
+        let connector = MeshConnector::new(&ca.node("fra1-edge", Role::Edge), policy(Role::Gateway));
+        let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
+        for _ in 0..100 {
+            let (peer, request) = (peer.clone(), post("/unread", &*vec![7; 2 << 20].leak()));
+            tokio::task::spawn_local(
+                async move { peer.send(request, SendTimeouts::default()).await.map(drop) },
+            );
+        }
+        until("all are under way", || peer.in_flight() == 100).await;
+        let echoed = async {
+            let response = peer.send(post("/", b"small"), SendTimeouts::default()).await.unwrap();
+            read_all(response.into_body()).await.unwrap()
+        };
+        let echoed = tokio::time::timeout(Duration::from_secs(5), echoed).await;
+        assert_eq!(echoed.expect("the small one waits for the large ones"), "small");
     });
 }

@@ -125,11 +125,11 @@ pub fn get(path: &str) -> http::Request<Body> {
     http::Request::builder().uri(path).header("host", "shop.example").body(Body::empty()).unwrap()
 }
 
-pub fn post(path: &str, content: &'static str) -> http::Request<Body> {
+pub fn post(path: &str, content: &'static (impl AsRef<[u8]> + ?Sized)) -> http::Request<Body> {
     http::Request::builder()
         .method("POST")
         .uri(path)
         .header("host", "shop.example")
-        .body(Body::full(content))
+        .body(Body::full(content.as_ref()))
         .unwrap()
 }
