@@ -184,7 +184,7 @@ async fn control(shared: Rc<Shared>, connection: PeerConnection) {
         rtt: Rtt::default(),
         out: VecDeque::new(),
         nonce: 0,
-        heard: Instant::now(),
+        silence: Silence::new(Instant::now()),
         draining: false,
     };
     let why = session.run(FrameReader::new(response.into_body())).await;
@@ -200,8 +200,32 @@ struct Session {
     /// Pings without an answer, oldest first.
     out: VecDeque<(u64, Instant)>,
     nonce: u64,
-    heard: Instant,
+    silence: Silence,
     draining: bool,
+}
+
+/// How long the gateway has been silent while this thread was there to listen. When the thread itself
+/// was held up, the pongs wait in the socket: that time says nothing of the gateway.
+struct Silence {
+    last: Instant,
+    total: Duration,
+}
+
+impl Silence {
+    fn new(now: Instant) -> Self {
+        Self { last: now, total: Duration::ZERO }
+    }
+
+    fn broken(&mut self, now: Instant) {
+        *self = Self::new(now);
+    }
+
+    /// To be called every [`PING_EVERY`]; a call that comes late counts as one in time.
+    fn at_tick(&mut self, now: Instant) -> Duration {
+        self.total += now.saturating_duration_since(self.last).min(PING_EVERY);
+        self.last = now;
+        self.total
+    }
 }
 
 impl Session {
@@ -222,7 +246,7 @@ impl Session {
                     }
                 },
                 _ = ticks.tick() => {
-                    if self.heard.elapsed() > DEAD_AFTER {
+                    if self.silence.at_tick(Instant::now()) > DEAD_AFTER {
                         return "the gateway does not answer pings";
                     }
                     if self.draining && self.connection.in_flight() == 0 {
@@ -253,8 +277,9 @@ impl Session {
                 let Some((_, sent)) = self.out.drain(..=at).next_back() else {
                     return;
                 };
-                self.heard = Instant::now();
-                let rtt = self.rtt.add(self.heard - sent);
+                let now = Instant::now();
+                self.silence.broken(now);
+                let rtt = self.rtt.add(now - sent);
                 self.live.set(self.draining);
                 self.shared.update(|state| state.rtt = Some(rtt));
             }
@@ -276,5 +301,24 @@ impl Session {
                 debug!(node = hello.node, region = hello.region, "a tunnel is up");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_was_held_up_does_not_blame_the_gateway() {
+        let start = Instant::now();
+        let mut silence = Silence::new(start);
+        assert!(silence.at_tick(start + Duration::from_secs(10)) <= PING_EVERY);
+        let mut now = start + Duration::from_secs(10);
+        while silence.at_tick(now) <= DEAD_AFTER {
+            now += PING_EVERY;
+            assert!(now < start + Duration::from_secs(12), "real silence is noticed");
+        }
+        silence.broken(now);
+        assert!(silence.at_tick(now + PING_EVERY) <= PING_EVERY);
     }
 }
