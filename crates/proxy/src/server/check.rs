@@ -9,6 +9,8 @@ use http::{Method, Version, request};
 
 /// The longest target, in bytes.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
+/// The longest method, in bytes; the longest that is registered has 17.
+const METHOD_BYTES_MAX: usize = 32;
 
 /// A request that is not handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +34,8 @@ const fn malformed() -> Refusal {
 /// # Errors
 /// What is to be answered instead.
 pub fn normalize(head: &mut request::Parts) -> Result<(), Refusal> {
-    if matches!(head.method, Method::CONNECT | Method::TRACE) {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) || head.method.as_str().len() > METHOD_BYTES_MAX
+    {
         return Err(refuse(Reason::MethodRefused));
     }
     let target = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
@@ -40,6 +43,7 @@ pub fn normalize(head: &mut request::Parts) -> Result<(), Refusal> {
         return Err(refuse(Reason::UriTooLong));
     }
     check_framing(head)?;
+    check_expect(head)?;
     let authority = authority(head)?;
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     if path.as_str() == "*" && head.method != Method::OPTIONS {
@@ -74,6 +78,17 @@ fn check_framing(head: &request::Parts) -> Result<(), Refusal> {
         return Err(malformed());
     }
     Ok(())
+}
+
+/// Who waits for something that we don't know would wait for ever; two readers of an odd one might
+/// not agree on whether a body follows (RFC 9110, section 10.1.1).
+fn check_expect(head: &request::Parts) -> Result<(), Refusal> {
+    let mut expected = head.headers.get_all(header::EXPECT).iter();
+    match (expected.next(), expected.next()) {
+        (None, _) => Ok(()),
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        _ => Err(malformed()),
+    }
 }
 
 /// The one authority that the request is for.
@@ -173,6 +188,9 @@ mod tests {
                 &[("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "1")],
             ),
             (Version::HTTP_2, "https://a/", &[("transfer-encoding", "chunked")]),
+            (Version::HTTP_11, "/", &[("host", "a"), ("expect", "100-continue, x")]),
+            (Version::HTTP_11, "/", &[("host", "a"), ("expect", "y")]),
+            (Version::HTTP_11, "/", &[("host", "a"), ("expect", "100-continue"), ("expect", "100-continue")]),
         ];
         for (version, uri, fields) in bad {
             let refusal = normalize(&mut head(*version, uri, fields));
@@ -182,7 +200,7 @@ mod tests {
 
     #[test]
     fn some_methods_and_long_targets_are_refused() {
-        for method in [Method::CONNECT, Method::TRACE] {
+        for method in [Method::CONNECT, Method::TRACE, "M".repeat(33).parse().unwrap()] {
             let mut head = head(Version::HTTP_11, "/", &[("host", "a")]);
             head.method = method;
             assert_eq!(normalize(&mut head), Err(refuse(Reason::MethodRefused)));

@@ -1,9 +1,9 @@
-//! Finds HTTP/1.1 heads that have both `Content-Length` and `Transfer-Encoding`.
+//! Finds HTTP/1.1 heads that another reader may read differently: those with both `Content-Length` and
+//! `Transfer-Encoding` (hyper takes such a message as chunked and removes the length before we see it),
+//! and those with lines that end in a bare LF.
 //!
-//! hyper takes such a message as chunked and removes the length before we see it. A proxy before us
-//! may have read it the other way, so it is to be refused. This reads along with hyper, and notes for
-//! each head, in order, whether it has both. It decides nothing else: what it can't follow is hyper's
-//! to refuse.
+//! This reads along with hyper, and notes for each head, in order, whether it is to be refused. From
+//! where it can't follow, every head is: then the two no longer agree on where a message begins.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,21 +18,37 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Heads that hyper may have read but not handed over yet: pipelining beyond this isn't followed.
 const HEADS_MAX: usize = 1024;
 
-/// What was found: for each head that hyper has yet to hand over, whether it has both.
+/// What was found.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Findings(Rc<RefCell<VecDeque<bool>>>);
+pub(crate) struct Findings(Rc<RefCell<Heads>>);
+
+#[derive(Debug, Default)]
+struct Heads {
+    /// For each head that hyper has yet to hand over, whether it is to be refused.
+    ahead: VecDeque<bool>,
+    /// The heads behind those are not known.
+    lost: bool,
+}
 
 impl Findings {
-    /// Whether the next head has both fields.
+    /// Whether the next head is to be refused.
     pub(crate) fn next(&self) -> bool {
-        self.0.borrow_mut().pop_front().unwrap_or(false)
+        let mut heads = self.0.borrow_mut();
+        heads.ahead.pop_front().unwrap_or(heads.lost)
     }
 
-    fn push(&self, both: bool) {
+    /// Notes a head; false when there are too many to follow.
+    fn push(&self, refuse: bool) -> bool {
         let mut heads = self.0.borrow_mut();
-        if heads.len() < HEADS_MAX {
-            heads.push_back(both);
+        let room = heads.ahead.len() < HEADS_MAX;
+        if room {
+            heads.ahead.push_back(refuse);
         }
+        room
+    }
+
+    fn lose(&self) {
+        self.0.borrow_mut().lost = true;
     }
 }
 
@@ -127,6 +143,10 @@ struct Follower {
     length: Option<u64>,
     has_length: bool,
     has_encoding: bool,
+    /// A line of the head ends in a bare LF.
+    bare: bool,
+    /// Empty lines before the request line.
+    empty: u32,
 }
 
 impl Follower {
@@ -138,6 +158,8 @@ impl Follower {
             length: None,
             has_length: false,
             has_encoding: false,
+            bare: false,
+            empty: 0,
         }
     }
 
@@ -162,27 +184,45 @@ impl Follower {
             };
             bytes = rest;
             if self.line.len() + piece.len() > LINE_BYTES_MAX {
-                self.at = At::Lost;
+                self.go(At::Lost);
                 return;
             }
             self.line.extend_from_slice(piece);
             if whole {
-                let line = std::mem::take(&mut self.line);
-                self.take_line(line.strip_suffix(b"\r").unwrap_or(&line));
+                let mut line = std::mem::take(&mut self.line);
+                self.take_line(&line);
+                line.clear();
+                self.line = line;
             }
         }
     }
 
+    fn go(&mut self, at: At) {
+        if at == At::Lost {
+            self.findings.lose();
+        }
+        self.at = at;
+    }
+
     fn take_line(&mut self, line: &[u8]) {
+        let (line, bare) = line.strip_suffix(b"\r").map_or((line, true), |line| (line, false));
+        if bare && matches!(self.at, At::ChunkSize | At::Trailers) {
+            // hyper may take this line for the end of something, or not.
+            return self.go(At::Lost);
+        }
+        self.bare |= bare;
         match self.at {
-            // Empty lines before a request are skipped, as hyper does.
-            At::RequestLine if line.is_empty() => {}
+            // Empty lines before a request are skipped, as hyper does; one is robust (RFC 9112, section 2.2).
+            At::RequestLine if line.is_empty() => {
+                self.empty += 1;
+                self.bare |= self.empty > 1;
+            }
             At::RequestLine => self.at = At::Fields,
             At::Fields if line.is_empty() => self.end_head(),
             At::Fields => self.take_field(line),
             // A chunk's content is followed by an empty line, which is skipped here.
             At::ChunkSize if line.is_empty() => {}
-            At::ChunkSize => self.at = chunk(line),
+            At::ChunkSize => self.go(chunk(line)),
             At::Trailers if line.is_empty() => self.at = At::RequestLine,
             At::Trailers | At::Skip { .. } | At::Lost => {}
         }
@@ -202,14 +242,18 @@ impl Follower {
     }
 
     fn end_head(&mut self) {
-        self.findings.push(self.has_length && self.has_encoding);
-        self.at = match (self.has_encoding, self.has_length, self.length) {
+        if !self.findings.push(self.bare || (self.has_length && self.has_encoding)) {
+            return self.go(At::Lost);
+        }
+        let next = match (self.has_encoding, self.has_length, self.length) {
             // The connection ends with this answer.
             (true, true, _) | (false, true, None) => At::Lost,
             (true, false, _) => At::ChunkSize,
             (false, true, Some(left)) if left > 0 => At::Skip { left, then: Then::RequestLine },
             (false, _, _) => At::RequestLine,
         };
+        self.go(next);
+        (self.bare, self.empty) = (false, 0);
         (self.length, self.has_length, self.has_encoding) = (None, false, false);
     }
 }
@@ -233,7 +277,7 @@ mod tests {
         let findings = Findings::default();
         let mut follower = Follower::new(findings.clone());
         bytes.chunks(piece.max(1)).for_each(|piece| follower.follow(piece));
-        findings.0.borrow().iter().copied().collect()
+        findings.0.borrow().ahead.iter().copied().collect()
     }
 
     #[test]
@@ -241,10 +285,31 @@ mod tests {
         let plain = "\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let sized = "POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\nA: b\r\nTransfer-Encoding: x\r\n\r\n\r\n";
         let chunked = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5;a=b\r\n\r\n\r\nx\r\n0\r\nContent-Length: 1\r\n\r\n";
-        let both = "POST / HTTP/1.1\r\nCONTENT-LENGTH:1\nTransfer-Encoding: chunked\n\n";
+        let both = "POST / HTTP/1.1\r\nCONTENT-LENGTH:1\r\nTransfer-Encoding: chunked\r\n\r\n";
         let all = [plain, sized, chunked, plain, both, plain].concat();
         for piece in [1, 2, 3, 7, 1000] {
             assert_eq!(heads_of(all.as_bytes(), piece), [false, false, false, false, true], "{piece}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_followed_is_refused() {
+        let good = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (input, good_before) in [
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned(), 0),
+            ("GET / HTTP/1.1\r\nHost: a\n\n".to_owned(), 0),
+            (format!("\r\n\r\n{good}"), 0),
+            // The bare LF is no end of the trailers for hyper.
+            (format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\n{good}"), 1),
+            (format!("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n{good}"), 1),
+            (format!("{}{good}", good.repeat(HEADS_MAX)), HEADS_MAX),
+        ] {
+            let findings = Findings::default();
+            Follower::new(findings.clone()).follow(input.as_bytes());
+            for n in 0..good_before {
+                assert!(!findings.next(), "{n} of {input:?}");
+            }
+            assert!(findings.next(), "{input:?}");
         }
     }
 
