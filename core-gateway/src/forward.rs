@@ -94,7 +94,7 @@ pub(crate) async fn forward(worker: &Worker, outgoing: Outgoing) -> Result<Answe
             Retry::Again { .. } => {}
         }
     }
-    if outgoing.body.source_failed() {
+    if outgoing.body.source_failed().is_some() {
         last = InternalAnswer { hop: Hop::Gateway, reason: Reason::ClientGone, sent: sent_any };
     }
     Err(Unanswered { made: InternalAnswer { sent: sent_any, ..last }, tries_used })

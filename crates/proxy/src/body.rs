@@ -24,12 +24,25 @@ pub enum Side {
     Local,
 }
 
+/// In what way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyFault {
+    /// The connection or the stream ended.
+    Broken,
+    /// Its framing can't be read.
+    Malformed,
+    /// Nothing of it came in time.
+    Timeout,
+}
+
 /// Why a body ended before its end.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct BodyError {
     /// Who failed.
     pub side: Side,
+    /// In what way.
+    pub fault: BodyFault,
     what: &'static str,
     /// hyper looks for the reset code in the chain of sources, so this is how a reset is passed on.
     #[source]
@@ -43,7 +56,7 @@ impl BodyError {
     /// An error of `side` that resets a stream with `code` (RFC 9113, section 7).
     #[must_use]
     pub fn new(side: Side, what: &'static str, code: u32) -> Self {
-        Self { side, what, cause: h2::Error::from(h2::Reason::from(code)) }
+        Self { side, fault: BodyFault::Broken, what, cause: h2::Error::from(h2::Reason::from(code)) }
     }
 
     /// The HTTP/2 code that the stream was, or is to be, reset with.
@@ -56,9 +69,27 @@ impl BodyError {
         let code = h2_of(error).and_then(h2::Error::reason).map(u32::from);
         match code {
             Some(code) => Self::new(side, "the stream was reset", code),
+            None if is_malformed(error) => Self {
+                fault: BodyFault::Malformed,
+                ..Self::new(side, "the body's framing can't be read", Self::CANCEL)
+            },
             None => Self::new(side, "the connection was lost", Self::CANCEL),
         }
     }
+}
+
+/// hyper says of chunks that it can't read that they are invalid input or data.
+fn is_malformed(error: &hyper::Error) -> bool {
+    use std::io::{Error, ErrorKind};
+    let mut cause = std::error::Error::source(error);
+    while let Some(current) = cause {
+        let io = current.downcast_ref::<Error>().map(Error::kind);
+        if matches!(io, Some(ErrorKind::InvalidInput | ErrorKind::InvalidData)) {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
 }
 
 /// The HTTP/2 error among `error`'s causes.
@@ -132,9 +163,24 @@ impl Body {
         self
     }
 
+    /// Drops what is left of it; its reader has failed.
+    pub(crate) fn abandon(mut self, side: Side) {
+        if let Some(count) = self.count.take() {
+            count.0.failed.set(Some(side));
+        }
+    }
+
+    fn note_end(&self) {
+        if let Some(count) = &self.count {
+            count.0.ended.set(true);
+        }
+    }
+
     /// Counts what passes. A body has one count: a second call returns the first one.
     pub fn counted(&mut self) -> ByteCount {
-        self.count.get_or_insert_default().clone()
+        let count = self.count.get_or_insert_default().clone();
+        count.0.ended.set(count.ended() || self.is_end_stream());
+        count
     }
 }
 
@@ -175,6 +221,10 @@ impl HttpBody for Body {
         };
         if let Some(count) = &this.count {
             count.note(frame.as_ref());
+            // A body that says so is not asked for its end.
+            if matches!(frame, Some(Ok(_))) && this.is_end_stream() {
+                this.note_end();
+            }
         }
         Poll::Ready(frame)
     }
@@ -217,9 +267,15 @@ impl Received {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.armed = false;
             let side = self.side;
-            return Poll::Ready(
-                frame.map(|frame| frame.map_err(|error| BodyError::from_hyper(side, &error))),
-            );
+            return Poll::Ready(frame.map(|frame| match frame {
+                Ok(mut frame) => {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        crate::headers::strip_trailers(trailers);
+                    }
+                    Ok(frame)
+                }
+                Err(error) => Err(BodyError::from_hyper(side, &error)),
+            }));
         }
         let Some(idle_timeout) = self.idle_timeout else {
             return Poll::Pending;
@@ -230,11 +286,10 @@ impl Received {
             self.armed = true;
         }
         ready!(timer.as_mut().poll(context));
-        Poll::Ready(Some(Err(BodyError::new(
-            self.side,
-            "nothing of the body arrived in time",
-            BodyError::CANCEL,
-        ))))
+        Poll::Ready(Some(Err(BodyError {
+            fault: BodyFault::Timeout,
+            ..BodyError::new(self.side, "nothing of the body arrived in time", BodyError::CANCEL)
+        })))
     }
 }
 
@@ -262,7 +317,7 @@ impl ByteCount {
         self.0.failed.get()
     }
 
-    /// Whether the end was seen. A body with a known length may be dropped without it.
+    /// Whether the end was seen.
     #[must_use]
     pub fn ended(&self) -> bool {
         self.0.ended.get()

@@ -49,6 +49,29 @@ const HOP_BY_HOP: [&str; 9] = [
 /// Fields that `Connection` can't take away: without them the message would mean something else.
 const NEVER_NOMINATED: [&str; 4] = ["host", "content-length", "cache-control", "authorization"];
 
+const NEVER_TRAILING: [&str; 20] = [
+    "content-length",
+    "content-encoding",
+    "content-type",
+    "content-range",
+    "host",
+    "trailer",
+    "expect",
+    "range",
+    "max-forwards",
+    "cache-control",
+    "authorization",
+    "www-authenticate",
+    "cookie",
+    "set-cookie",
+    "location",
+    "vary",
+    "cdn-loop",
+    "x-request-id",
+    "traceparent",
+    "tracestate",
+];
+
 /// Removes the fields that concern one connection alone, also those that `Connection` names, and
 /// `Expect`, which the server answers by itself. `TE: trailers` stays: gRPC needs it at each hop.
 /// `Trailer` stays, because trailers are passed on.
@@ -85,6 +108,19 @@ fn accepts_trailers(value: &HeaderValue) -> bool {
             .split(',')
             .any(|token| token.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case("trailers")))
     })
+}
+
+/// Removes from trailers what must not come after the content, because a reader may merge it into the
+/// head (RFC 9110, section 6.5.1): framing, routing, who asks, and what is ours.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    for name in NEVER_TRAILING {
+        trailers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        trailers.remove(name);
+    }
+    strip_internal(trailers);
+    strip_forwarded(trailers);
 }
 
 /// Removes every `atoll-*` field.
@@ -137,6 +173,26 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["content-length", "host", "te", "x-public"]);
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_belongs_in_the_head() {
+        let mut trailers = map(&[
+            ("content-length", "99"),
+            ("host", "evil"),
+            ("authorization", "x"),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("forwarded", "for=6.6.6.6"),
+            ("atoll-client-ip", "6.6.6.6"),
+            ("transfer-encoding", "chunked"),
+            ("cookie", "a=b"),
+            ("grpc-status", "0"),
+            ("x-checksum", "1"),
+        ]);
+        strip_trailers(&mut trailers);
+        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["grpc-status", "x-checksum"]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod sever;
 pub mod tunnel;
 pub mod workers;
 
-pub use body::{Body, BodyError, ByteCount, Side};
+pub use body::{Body, BodyError, BodyFault, ByteCount, Side};
 pub use exchange::{ConnectionInfo, Exchange, Handler, TlsInfo};
 pub use metrics::ProxyMetrics;
 pub use replay::Replay;

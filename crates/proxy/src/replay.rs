@@ -1,6 +1,6 @@
 //! A request body that can be sent again while nothing of it has been lost.
 
-use crate::body::{Body, BodyError, Side};
+use crate::body::{Body, BodyError, BodyFault, Side};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -28,7 +28,7 @@ struct State {
     trailers: Option<HeaderMap>,
     /// The source's end has been read.
     ended: bool,
-    failed: bool,
+    failed: Option<BodyFault>,
     /// Something was read that is not kept.
     lost: bool,
     /// Nothing more is to be kept.
@@ -57,7 +57,7 @@ impl Replay {
             kept_bytes: 0,
             trailers: None,
             ended,
-            failed: false,
+            failed: None,
             lost: false,
             released: false,
             generation: 0,
@@ -91,12 +91,12 @@ impl Replay {
     #[must_use]
     pub fn can_replay(&self) -> bool {
         let state = self.0.borrow();
-        !state.lost && !state.failed
+        !state.lost && state.failed.is_none()
     }
 
-    /// Whether the source (the client) broke off.
+    /// How the source (the client) failed, if it did.
     #[must_use]
-    pub fn source_failed(&self) -> bool {
+    pub fn source_failed(&self) -> Option<BodyFault> {
         self.0.borrow().failed
     }
 
@@ -150,7 +150,7 @@ impl HttpBody for ReplayBody {
                 None
             }
             Some(Err(error)) => {
-                state.failed = true;
+                state.failed = Some(error.fault);
                 Some(Err(error))
             }
             Some(Ok(frame)) => match frame.into_data() {
@@ -287,7 +287,7 @@ mod tests {
         let replay = Replay::new(Body::boxed(Pieces(VecDeque::from([Err(error)]))));
         let mut body = replay.body().unwrap();
         assert!(body.frame().now_or_never().unwrap().unwrap().is_err());
-        assert!(replay.source_failed() && replay.body().is_none());
+        assert!(replay.source_failed() == Some(BodyFault::Broken) && replay.body().is_none());
     }
 
     #[test]

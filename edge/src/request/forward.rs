@@ -7,7 +7,7 @@ use crate::views::Cluster;
 use crate::worker::Worker;
 use atoll_model::{Hop, Reason};
 use atoll_proxy::client::{SendError, SendFault, SendTimeouts};
-use atoll_proxy::{Body, Replay, answer, headers};
+use atoll_proxy::{Body, BodyFault, Replay, answer, headers};
 use atoll_routing::retry::{self, Failure, MethodClass, Retry, Sent, TRIES_MAX};
 use http::header::HeaderMap;
 use http::{Request, Response, request};
@@ -78,8 +78,8 @@ pub(crate) async fn forward(
             tries_left: TRIES_MAX - tries_used,
         });
         note(worker, &outgoing.name, &target, &lost, verdict, &mut tried);
-        if outgoing.body.source_failed() {
-            return Err(Refusal::edge(Reason::ClientGone));
+        if let Some(fault) = outgoing.body.source_failed() {
+            return Err(Refusal::edge(reason_of(fault)));
         }
         last = Some(lost.refusal);
         if let Retry::Stop(why) = verdict {
@@ -88,6 +88,15 @@ pub(crate) async fn forward(
         }
     }
     Err(final_refusal(last))
+}
+
+/// What is to be said of a client whose body failed.
+const fn reason_of(fault: BodyFault) -> Reason {
+    match fault {
+        BodyFault::Broken => Reason::ClientGone,
+        BodyFault::Malformed => Reason::BadRequest,
+        BodyFault::Timeout => Reason::RequestTimeout,
+    }
 }
 
 /// What the client is told. That one region has no instance is not the point once all were asked.
