@@ -2,7 +2,7 @@
 
 use crate::metrics::ProxyMetrics;
 use atoll_process::Drain;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -12,6 +12,14 @@ use tokio::net::TcpStream;
 use tracing::{debug, warn};
 
 const BACKLOG: i32 = 1024;
+/// A peer that has vanished without a word is noticed after about two minutes.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
+/// What the kernel takes beyond what is on its way: more would hide from us how fast a peer reads, and
+/// cost memory for each slow one.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 
 /// One listening socket for each of `count` workers, all on one address; port 0 picks a free one.
 ///
@@ -53,6 +61,9 @@ fn bind(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    // Connections that are accepted inherit these.
+    socket.set_tcp_keepalive(&KEEP_ALIVE)?;
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     if share {
         socket.set_reuse_port(true)?;
     }

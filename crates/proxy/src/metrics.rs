@@ -43,6 +43,8 @@ pub struct ProxyMetrics {
     pub panics: Counter,
     /// Connections that a drain's deadline, or a denial, cut.
     pub connections_cut: Counter,
+    /// Connections closed because their peer took nothing of its responses.
+    pub connections_stalled: Counter,
     /// Connections made to the next hop.
     pub upstream_connects: Counter,
     /// Connections to the next hop that could not be made.
@@ -71,6 +73,10 @@ impl ProxyMetrics {
             in_flight: metrics.gauge(&format!("atoll_{role}_requests_in_flight"), "Requests in flight"),
             panics: counter("panics", "Panics that were contained"),
             connections_cut: counter("connections_cut", "Connections cut by deadline or denial"),
+            connections_stalled: counter(
+                "connections_stalled",
+                "Connections whose peer took nothing for too long",
+            ),
             upstream_connects: counter("upstream_connects", "Connections made to the next hop"),
             upstream_connect_errors: counter(
                 "upstream_connect_errors",

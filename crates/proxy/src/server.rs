@@ -4,7 +4,9 @@ mod check;
 mod framing;
 mod limits;
 mod mesh;
+mod patience;
 mod serve;
+mod unread;
 
 pub use check::{Refusal, URI_BYTES_MAX, normalize};
 pub use limits::ServerLimits;

@@ -28,6 +28,8 @@ pub struct ServerLimits {
     pub head_timeout: Duration,
     /// For each piece of a request's body.
     pub body_idle_timeout: Duration,
+    /// For each piece of a response, and of all that is written: how long the peer may take nothing.
+    pub take_timeout: Duration,
     /// Streams that the peer may reset before we have looked at them, at once (rapid reset).
     pub pending_resets_max: usize,
     /// Streams that we may reset for errors of the peer before the connection is closed.
@@ -52,6 +54,7 @@ impl ServerLimits {
             headers_max: 100,
             head_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
+            take_timeout: Duration::from_secs(60),
             pending_resets_max: 20,
             local_resets_max: 256,
             keep_alive: Duration::from_secs(20),
@@ -70,6 +73,8 @@ impl ServerLimits {
             // those of all others in the tunnel.
             connection_window: 1000 * 512 * 1024,
             frame_max: 64 * 1024,
+            // Behind the edge's own: it knows its clients, and ends the stream here too.
+            take_timeout: Duration::from_secs(90),
             head_bytes_max: 64 * 1024,
             pending_resets_max: 1000,
             local_resets_max: 1 << 20,

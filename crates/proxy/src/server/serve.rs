@@ -3,6 +3,8 @@
 use super::check::{Refusal, normalize};
 use super::framing::{Findings, Followed};
 use super::limits::ServerLimits;
+use super::patience::Patient;
+use super::unread::Unread;
 use crate::answer;
 use crate::body::{Body, Side};
 use crate::client::LocalExecutor;
@@ -46,6 +48,8 @@ pub enum ConnectionEnd {
     Drained,
     /// It still had work at the drain's deadline.
     Forced,
+    /// The peer took nothing of its responses for too long.
+    Stalled,
     /// It broke, or the peer broke the protocol.
     Failed,
 }
@@ -65,43 +69,62 @@ where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Handler,
 {
+    let io = Patient::new(io, limits.take_timeout);
     let (io, framing) = match version {
         HttpVersion::H1 => Followed::new(io),
         HttpVersion::H2 => (Followed::not(io), Findings::default()),
     };
-    let server = Rc::new(Server { info, framing, limits: limits.clone(), handler, metrics: metrics.clone() });
+    let unread = Unread::default();
+    let server = Rc::new(Server {
+        info,
+        framing,
+        unread: unread.clone(),
+        limits: limits.clone(),
+        handler,
+        metrics: metrics.clone(),
+    });
     let service = service_fn(move |request| {
         let server = Rc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     });
     let io = TokioIo::new(io);
-    match version {
-        HttpVersion::H1 => {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits.head_timeout)
-                .max_headers(limits.headers_max)
-                .max_header_size(limits.head_bytes_max)
-                .max_buf_size(64 * 1024)
-                .half_close(false)
-                .serve_connection(io, service);
-            drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+    let driven = async {
+        match version {
+            HttpVersion::H1 => {
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(limits.head_timeout)
+                    .max_headers(limits.headers_max)
+                    .max_header_size(limits.head_bytes_max)
+                    .max_buf_size(64 * 1024)
+                    .half_close(false)
+                    .serve_connection(io, service);
+                drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+            }
+            HttpVersion::H2 => {
+                let connection = http2::Builder::new(LocalExecutor)
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(limits.streams_max)
+                    .initial_stream_window_size(limits.stream_window)
+                    .initial_connection_window_size(limits.connection_window)
+                    .max_frame_size(limits.frame_max)
+                    .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+                    .max_send_buf_size(limits.send_buffer_max)
+                    .max_pending_accept_reset_streams(limits.pending_resets_max)
+                    .max_local_error_reset_streams(limits.local_resets_max)
+                    .keep_alive_interval(limits.keep_alive)
+                    .keep_alive_timeout(limits.keep_alive / 2)
+                    .serve_connection(io, service);
+                drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+            }
         }
-        HttpVersion::H2 => {
-            let connection = http2::Builder::new(LocalExecutor)
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(limits.streams_max)
-                .initial_stream_window_size(limits.stream_window)
-                .initial_connection_window_size(limits.connection_window)
-                .max_frame_size(limits.frame_max)
-                .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
-                .max_send_buf_size(limits.send_buffer_max)
-                .max_pending_accept_reset_streams(limits.pending_resets_max)
-                .max_local_error_reset_streams(limits.local_resets_max)
-                .keep_alive_interval(limits.keep_alive)
-                .keep_alive_timeout(limits.keep_alive / 2)
-                .serve_connection(io, service);
-            drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+    };
+    tokio::select! {
+        biased;
+        end = driven => end,
+        () = unread.all_stalled(limits.take_timeout) => {
+            metrics.connections_stalled.inc();
+            ConnectionEnd::Stalled
         }
     }
 }
@@ -142,6 +165,7 @@ where
 
 struct Server<H> {
     framing: Findings,
+    unread: Unread,
     info: Arc<ConnectionInfo>,
     limits: ServerLimits,
     handler: Rc<H>,
@@ -184,7 +208,7 @@ impl<H: Handler> Server<H> {
         };
         self.metrics.answered(response.status().as_u16());
         self.metrics.head_seconds.observe(started.elapsed().as_secs_f64());
-        response.map(|body| body.holding(in_flight))
+        self.unread.watch(response.map(|body| body.holding(in_flight)))
     }
 
     async fn handle(&self, exchange: Exchange) -> Response<Body> {

@@ -3,9 +3,11 @@
 use super::support::*;
 use atoll_process::drain::channel;
 use atoll_proxy::server::{ConnectionEnd, HttpVersion, ServerLimits, serve_connection};
-use atoll_proxy::{Body, ConnectionInfo, Handler, ProxyMetrics};
+use atoll_proxy::{Body, BodyError, ConnectionInfo, Handler, ProxyMetrics};
 use http::Response;
+use http_body_util::BodyExt as _;
 use std::cell::Cell;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,10 @@ fn smuggling_is_answered_with_400_and_a_closed_connection() {
             "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\n folded: b\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nx\0y: b\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nExpect: y 100-continue\r\nContent-Length: 2\r\n\r\nhi",
         ];
         for head in heads {
             let (output, calls) = exchange(format!("{head}{hidden}").as_bytes()).await;
@@ -202,4 +208,105 @@ fn silence_ends_a_head_and_a_body() {
             assert!(output.contains(wanted), "{output}");
         }
     });
+}
+
+#[test]
+fn a_client_that_never_reads_is_let_go() {
+    run(async {
+        let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
+        for content in [1 << 20, 65 << 10] {
+            let held = Rc::new(());
+            let guard = Rc::clone(&held);
+            let handler = handler(move |_| {
+                let guard = Rc::clone(&guard);
+                async move { Response::new(Body::full(vec![7; content]).holding(guard)) }
+            });
+            let (mut client, _trigger, end) = serve(limits.clone(), handler);
+            client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let end = tokio::time::timeout(Duration::from_secs(5), end).await.unwrap().unwrap();
+            assert!(matches!(end, ConnectionEnd::Stalled | ConnectionEnd::Failed), "{end:?}");
+            assert_eq!(Rc::strong_count(&held), 1, "the response's place is free again");
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_is_not_read_is_given_up_and_the_others_go_on() {
+    run(async {
+        let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
+        let held = Rc::new(());
+        let guard = Rc::clone(&held);
+        let handler = handler(move |exchange| {
+            let guard = Rc::clone(&guard);
+            async move {
+                match exchange.request.uri().path() {
+                    "/large" => {
+                        let pieces = (0..1024).map(|_| Body::full(vec![7; 16 << 10]));
+                        Response::new(Body::boxed(Chain(pieces.collect())).holding(guard))
+                    }
+                    _ => Response::new(Body::full("small")),
+                }
+            }
+        });
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (_trigger, drain) = channel();
+        let address = "127.0.0.1:1".parse().unwrap();
+        let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
+        let end = tokio::task::spawn_local(async move {
+            let metrics = ProxyMetrics::unregistered();
+            serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
+        });
+        let io = hyper_util::rt::TokioIo::new(near);
+        let (mut client, connection) =
+            hyper::client::conn::http2::handshake(LocalExecutor, io).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let request = |path: &str| {
+            let uri = format!("https://a{path}");
+            http::Request::get(uri).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap()
+        };
+        let unread = client.send_request(request("/large")).await.unwrap();
+        let freed = async {
+            while Rc::strong_count(&held) > 1 {
+                // The others are served all the while.
+                let response = client.send_request(request("/small")).await.unwrap();
+                let content = response.into_body().collect().await.unwrap().to_bytes();
+                assert_eq!(content, "small");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), freed).await.expect("it is given up");
+        // Who begins to read it after all is told that it is over.
+        assert!(unread.into_body().collect().await.is_err() || end.is_finished());
+    });
+}
+
+/// One body after the other.
+struct Chain(std::collections::VecDeque<Body>);
+
+impl http_body::Body for Chain {
+    type Data = bytes::Bytes;
+    type Error = BodyError;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+        while let Some(first) = self.0.front_mut() {
+            match std::pin::Pin::new(first).poll_frame(context) {
+                std::task::Poll::Ready(None) => drop(self.0.pop_front()),
+                other => return other,
+            }
+        }
+        std::task::Poll::Ready(None)
+    }
+}
+
+#[derive(Clone)]
+struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
 }
