@@ -79,11 +79,14 @@ impl Platform {
                     ended?;
                     started = true;
                 }
-                Some(event) = self.events.recv() => self.take(event)?,
+                Some(event) = self.events.recv() => self.take(event),
                 Some(token) = ready.recv(), if self.token.is_none() => {
                     self.token = Some(token);
                     self.save()?;
                     out::data("ready");
+                    if settings.context {
+                        out::note("in another terminal: `atoll deploy`, `atoll status`; Ctrl-C here stops everything");
+                    }
                 }
                 () = wanted(&mut others_wanted), if others_wanted.is_some() => {
                     others_wanted = None;
@@ -127,7 +130,9 @@ impl Platform {
         tasks.spawn(supervisor::watch(node.clone(), self.program.clone(), self.events_sender.clone(), drain));
     }
 
-    fn take(&mut self, event: NodeEvent) -> Outcome {
+    /// Takes note of what happened to a node. A full disk must not end a platform that runs: it is said, and
+    /// the next event writes the files again.
+    fn take(&mut self, event: NodeEvent) {
         match event {
             NodeEvent::Started { name, pid } => {
                 self.run.started(&name, pid);
@@ -138,7 +143,9 @@ impl Platform {
                 self.pids.remove(&name);
             }
         }
-        self.save()
+        if let Err(failure) = self.save() {
+            failure.print();
+        }
     }
 
     fn save(&self) -> Outcome {

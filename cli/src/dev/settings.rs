@@ -6,7 +6,7 @@ use crate::out;
 use atoll_model::RegionName;
 use atoll_model::manifest::parse_duration_ms;
 use atoll_process::files;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Each region needs a loopback address of its own and three processes.
 const REGIONS_MAX: usize = 16;
@@ -100,11 +100,14 @@ fn data_folder(given: Option<PathBuf>) -> Outcome<PathBuf> {
         Some(folder) => folder,
         None => state_folder()?.join("atoll").join("dev"),
     };
-    files::private_dir(&folder)
-        .map_err(|error| failure::io(format!("cannot make {}", folder.display()), &error))?;
-    let folder = folder
-        .canonicalize()
-        .map_err(|error| failure::io(format!("cannot use {}", folder.display()), &error))?;
+    let unusable = |error: std::io::Error| {
+        failure::io(format!("cannot use {} as the data folder", folder.display()), &error)
+            .fix("give a folder that you can write to with --data")
+    };
+    files::private_dir(&folder).map_err(unusable)?;
+    let folder = folder.canonicalize().map_err(unusable)?;
+    // A folder that exists may still be read-only; better said now than by ten nodes.
+    check_writable(&folder).map_err(unusable)?;
     if folder.to_str().is_none() {
         return Err(Failure::usage("the data folder's path is not UTF-8")
             .place(folder.display().to_string())
@@ -114,6 +117,13 @@ fn data_folder(given: Option<PathBuf>) -> Outcome<PathBuf> {
         out::note("note: the data folder's path is too long for the nodes' admin sockets; they go without");
     }
     Ok(folder)
+}
+
+/// Whether something can be written there.
+fn check_writable(folder: &Path) -> std::io::Result<()> {
+    let probe = folder.join(".writable");
+    std::fs::write(&probe, b"")?;
+    std::fs::remove_file(probe)
 }
 
 fn state_folder() -> Outcome<PathBuf> {
