@@ -42,16 +42,17 @@ impl Ports {
         }
         let address = SocketAddr::new(ip, port);
         if let Err(error) = TcpListener::bind(address) {
-            let reason = match error.kind() {
-                std::io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
-                std::io::ErrorKind::PermissionDenied => {
-                    "ports below 1024 need rights that this user lacks".to_owned()
+            let other = format!("choose another port with {flag} PORT ({flag} 0 picks a free one)");
+            let (reason, fix) = match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    ("another program listens there".to_owned(), format!("stop that program, or {other}"))
                 }
-                _ => error.to_string(),
+                std::io::ErrorKind::PermissionDenied => {
+                    ("this user may not listen on ports below 1024".to_owned(), other)
+                }
+                _ => (error.to_string(), other),
             };
-            return Err(Failure::failed(format!("{address} can't be used: {reason}")).fix(format!(
-                "stop that program, or choose another port with {flag} PORT ({flag} 0 picks a free one)"
-            )));
+            return Err(Failure::failed(format!("{address} can't be used: {reason}")).fix(fix));
         }
         self.keep(purpose, address);
         Ok(address)
