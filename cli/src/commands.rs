@@ -20,7 +20,12 @@ use std::process::ExitCode;
 
 /// Runs what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
-    match dispatch(cli) {
+    let done = dispatch(cli).and_then(|code| match out::stdout_failure() {
+        // A script that keeps our output must not take half of it for the whole.
+        Some(error) => Err(Failure::failed(format!("cannot write to stdout: {error}"))),
+        None => Ok(code),
+    });
+    match done {
         Ok(code) => code,
         Err(failure) => {
             failure.print();

@@ -3,9 +3,12 @@
 
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STDOUT_GONE: AtomicBool = AtomicBool::new(false);
+/// Why data was lost, where that is not the reader's wish (a full disk).
+static STDOUT_FAILED: OnceLock<String> = OnceLock::new();
 
 /// How data is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -21,9 +24,18 @@ pub enum Format {
 pub fn data(line: &str) {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
-    if written.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) {
+    if let Err(error) = written {
         STDOUT_GONE.store(true, Ordering::Relaxed);
+        if error.kind() != ErrorKind::BrokenPipe {
+            // The first reason is the one to tell.
+            let _told_already = STDOUT_FAILED.set(error.to_string());
+        }
     }
+}
+
+/// Why what was written to stdout did not get there.
+pub fn stdout_failure() -> Option<&'static str> {
+    STDOUT_FAILED.get().map(String::as_str)
 }
 
 /// Whether nobody reads our stdout any more, so that following something has no use.

@@ -27,6 +27,10 @@ struct Fault {
 pub(super) fn failure(status: StatusCode, body: &[u8]) -> Failure {
     let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
     let what = match (problem.title.is_empty(), problem.detail.is_empty() || !problem.errors.is_empty()) {
+        // The API speaks of header fields; who uses the CLI has a token or none.
+        _ if status == StatusCode::UNAUTHORIZED => {
+            "the token is missing, or this platform does not know it".to_owned()
+        }
         (_, false) => problem.detail,
         (false, true) => problem.title,
         (true, true) => format!("the API answered {status}"),
@@ -49,7 +53,7 @@ pub(super) fn failure(status: StatusCode, body: &[u8]) -> Failure {
     if failure.fix.is_none() {
         failure.fix = match (status, problem.code.as_str()) {
             (StatusCode::UNAUTHORIZED, _) => {
-                Some("give a valid token: `atoll context add`, or ATOLL_TOKEN".into())
+                Some("`atoll context show` says which platform this is; `atoll context add`, or ATOLL_TOKEN, gives its token".into())
             }
             (StatusCode::CONFLICT, "deploy-running") => {
                 failure.busy = true;

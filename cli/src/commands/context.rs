@@ -103,14 +103,17 @@ fn add(
     let context = Context { api, token, ca };
     // Refuses what could not be used.
     Api::new(&Chosen { name: name.clone(), context: context.clone() })?;
-    file.change(|contexts| {
+    let current = file.change(|contexts| {
         contexts.contexts.insert(name.clone(), context);
-        if contexts.current.is_none() {
-            contexts.current = Some(name.clone());
-        }
-        Ok(())
+        Ok(contexts.current.get_or_insert_with(|| name.clone()).clone())
     })?;
-    out::note(&format!("context {name} is added"));
+    out::note(&if current == name {
+        format!("context {name} is added, and the current one")
+    } else {
+        format!(
+            "context {name} is added; the current one is {current} (`atoll context use {name}` changes that)"
+        )
+    });
     Ok(())
 }
 
