@@ -2,6 +2,7 @@
 
 mod attach;
 pub mod config;
+mod denials;
 mod facts;
 mod identity;
 mod node_plane;

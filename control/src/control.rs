@@ -193,6 +193,7 @@ impl Bound {
             handles.mesh_ca.clone(),
             certificates,
             attached.clone(),
+            config.regions.as_slice().into(),
             plane,
         ) {
             Ok(service) => {

@@ -12,8 +12,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The kinds of desired state.
-const KINDS: [Kind; 5] =
-    [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::CERTIFICATE, Kind::DENIAL, Kind::PLACEMENT];
+const KINDS: [Kind; 6] = [
+    Kind::VIRTUAL_HOST,
+    Kind::CLUSTER,
+    Kind::CERTIFICATE,
+    Kind::DENIAL,
+    Kind::REGION_DENIAL,
+    Kind::PLACEMENT,
+];
 /// After a comparison that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// After the start, for what gossip's peers keep to arrive before what is too much is removed.

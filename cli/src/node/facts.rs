@@ -28,6 +28,15 @@ pub struct Addresses {
     pub admin: Option<SocketAddr>,
 }
 
+/// When the facts change by themselves.
+#[derive(Debug)]
+pub struct Phases {
+    /// The node says that it drains, before it does.
+    pub leaving: Drain,
+    /// Its end.
+    pub drain: Drain,
+}
+
 /// Publishes the facts until the drain is forced.
 pub async fn run(
     live: Live,
@@ -35,8 +44,9 @@ pub async fn run(
     gossip: Gossip,
     identity: Identity,
     apply_errors: ApplyErrors,
-    drain: Drain,
+    phases: Phases,
 ) {
+    let Phases { leaving, drain } = phases;
     let config = live.load();
     let base = facts(&config, &addresses, &gossip);
     let mut said: Vec<(Kind, Scope, NodeFacts)> = gossip
@@ -51,7 +61,7 @@ pub async fn run(
         for (kind, scope, facts) in &mut said {
             (facts.latitude, facts.longitude) = (config.latitude, config.longitude);
             facts.certificate_not_after_ms = identity.not_after_ms();
-            facts.draining = drain.is_draining();
+            facts.draining = leaving.is_draining();
             // Roles apply what arrives within milliseconds; what they could not apply they name.
             let (_, applied) = gossip.desired_version(scope);
             facts.apply_errors = apply_errors()
@@ -67,7 +77,7 @@ pub async fn run(
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = drain.draining(), if !said_draining => said_draining = true,
+            () = leaving.draining(), if !said_draining => said_draining = true,
             () = drain.forced() => return,
         }
     }

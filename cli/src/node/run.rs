@@ -3,6 +3,7 @@
 use super::NodeArgs;
 use super::attach;
 use super::config::NodeConfig;
+use super::denials;
 use super::facts::{self, Addresses};
 use super::identity::{self, Membership};
 use super::node_plane;
@@ -12,15 +13,13 @@ use super::renewal::{self, Issuer};
 use super::roles::{self, Ground, Running};
 use anyhow::{Context, bail};
 use atoll_gossip::{Gossip, Scope};
-use atoll_identity::{Identity, SpiffeId, TrustDomain};
+use atoll_identity::{Identity, TrustDomain};
 use atoll_mesh_ca::{Lifetimes, MeshCa};
 use atoll_model::{Kind, Role};
 use atoll_process::clock::unix_ms;
 use atoll_process::drain::{self, Drain};
 use atoll_process::signals::{Hangups, Terminations};
 use atoll_process::{Admin, Metrics, Tasks, files, logging};
-use atoll_wire::record::Denial;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -29,6 +28,8 @@ use tracing::{error, info, warn};
 
 /// Threads for gossip, control and disk; the data path has its own.
 const CONTROL_THREADS: usize = 2;
+/// From saying that this node drains until those who need to know have heard.
+const LEAVING_HEARD: Duration = Duration::from_millis(250);
 /// What is left after the drain has this long to end.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
@@ -62,14 +63,26 @@ async fn node(args: NodeArgs, config: NodeConfig) -> anyhow::Result<()> {
             return Ok(());
         }
     };
-    let Started { live, trigger, mut running, tasks, gossip } = started;
+    let Started { live, leaving, trigger, mut running, tasks, gossip } = started;
+    let half_alive = |part: &str| format!("{part} ended; the node stops, to be started again whole");
     let failed = tokio::select! {
         signal = terminations.next() => {
             info!(signal, "draining");
             None
         }
         failed = running.first_end() => Some(failed),
+        part = tasks.vital_end() => Some(half_alive(part)),
+        part = gossip.broken() => Some(half_alive(part)),
     };
+    if let Some(why) = &failed {
+        error!(why, "a part of the node failed");
+    }
+    leaving.start();
+    // Others route around this node before it takes no more.
+    let config = live.load();
+    if failed.is_none() && (config.roles.has(Role::Gateway) || config.roles.has(Role::Edge)) {
+        tokio::time::sleep(LEAVING_HEARD).await;
+    }
     trigger.start();
     let deadline = Duration::from_millis(live.load().drain_ms);
     tokio::select! {
@@ -91,6 +104,8 @@ async fn node(args: NodeArgs, config: NodeConfig) -> anyhow::Result<()> {
 
 struct Started {
     live: Live,
+    /// Says that the node is about to drain.
+    leaving: drain::DrainTrigger,
     trigger: drain::DrainTrigger,
     running: Running,
     tasks: Tasks,
@@ -99,6 +114,7 @@ struct Started {
 
 async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::Result<Started> {
     let (trigger, drain) = drain::channel();
+    let (leaving_trigger, leaving) = drain::channel();
     let metrics = Metrics::new();
     let tasks = Tasks::new(Handle::current());
     let mut ports = Ports::load(&config.data_dir);
@@ -109,7 +125,7 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
         None => identity::from_control(&config).await?,
     };
     let gossip = start_gossip(&config, &mut ports, record, &identity, &metrics, &drain).await?;
-    tasks.spawn("denials", follow_denials(gossip.clone(), identity.clone(), drain.clone()));
+    tasks.spawn_vital("denials", denials::follow(gossip.clone(), identity.clone(), drain.clone()));
 
     let ground = Ground {
         config: config.clone(),
@@ -144,9 +160,15 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
         failed: metrics
             .counter("atoll_node_certificate_renewal_errors", "Renewals that failed and are tried again"),
     };
-    tasks.spawn("renewal", renewal::run(config.clone(), identity.clone(), issuer, counters, drain.clone()));
-    tasks.spawn("reload", reload::run(args.config, live.clone(), hangups, metrics.clone(), drain.clone()));
-    tasks.spawn(
+    tasks.spawn_vital(
+        "renewal",
+        renewal::run(config.clone(), identity.clone(), issuer, counters, drain.clone()),
+    );
+    tasks.spawn_vital(
+        "reload",
+        reload::run(args.config, live.clone(), hangups, metrics.clone(), drain.clone()),
+    );
+    tasks.spawn_vital(
         "facts",
         facts::run(
             live.clone(),
@@ -154,18 +176,23 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
             gossip.clone(),
             identity.clone(),
             roles.apply_errors(),
-            drain.clone(),
+            facts::Phases { leaving: leaving.clone(), drain: drain.clone() },
         ),
     );
     if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
-        tasks.spawn("attach", attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()));
+        tasks.spawn_vital(
+            "attach",
+            attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()),
+        );
     }
-    let admin = admin(&config, metrics, &identity, &gossip, &roles, &drain);
-    tasks
-        .spawn("admin", admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()));
+    let admin = admin(&config, metrics, &identity, &gossip, &roles, &leaving);
+    tasks.spawn_vital(
+        "admin",
+        admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()),
+    );
     let running = roles.run();
     info!(node = %config.name, "running");
-    Ok(Started { live, trigger, running, tasks, gossip })
+    Ok(Started { live, leaving: leaving_trigger, trigger, running, tasks, gossip })
 }
 
 fn open_ca(config: &NodeConfig) -> anyhow::Result<Arc<MeshCa>> {
@@ -208,40 +235,15 @@ fn scopes(config: &NodeConfig) -> Vec<Scope> {
     all.filter(|scope| scope.admits(config.roles, Some(&config.region))).collect()
 }
 
-/// Cuts live connections of denied peers, and refuses new ones.
-async fn follow_denials(gossip: Gossip, identity: Identity, drain: Drain) {
-    let mut subscription = gossip.subscribe(&[Kind::DENIAL]);
-    let mut denied: BTreeMap<String, SpiffeId> = BTreeMap::new();
-    loop {
-        let entries = tokio::select! {
-            Some(entries) = subscription.next() => entries,
-            () = drain.forced() => return,
-            else => return,
-        };
-        for entry in entries {
-            let id = entry.decode::<Denial>().ok().and_then(|denial| SpiffeId::parse(&denial.spiffe_id).ok());
-            match (entry.deleted, id) {
-                (true, _) => drop(denied.remove(&*entry.key)),
-                (false, Some(id)) => {
-                    info!(%id, "denied: its connections are cut");
-                    denied.insert(entry.key.to_string(), id);
-                }
-                (false, None) => error!(key = %entry.key, "a denial that this version does not understand"),
-            }
-        }
-        identity.connections().set_denied(denied.values().cloned());
-    }
-}
-
 fn admin(
     config: &NodeConfig,
     metrics: Metrics,
     identity: &Identity,
     gossip: &Gossip,
     roles: &roles::Roles,
-    drain: &Drain,
+    leaving: &Drain,
 ) -> Admin {
-    let (own, draining) = (identity.clone(), drain.clone());
+    let (own, draining) = (identity.clone(), leaving.clone());
     let mut admin = Admin::new(metrics)
         .ready_check("node", move || match draining.is_draining() {
             true => Err("the node is draining".to_owned()),
@@ -299,6 +301,7 @@ fn gossip_state(gossip: &Gossip) -> serde_json::Value {
         ("cluster", Kind::CLUSTER),
         ("certificate", Kind::CERTIFICATE),
         ("denial", Kind::DENIAL),
+        ("region_denial", Kind::REGION_DENIAL),
         ("placement", Kind::PLACEMENT),
     ];
     let records: serde_json::Map<String, serde_json::Value> =

@@ -2,10 +2,10 @@
 
 use super::changes::{Request, change};
 use super::{Api, Problem};
-use crate::apps::Caller;
+use crate::apps::{Caller, records};
 use crate::store::objects::Node;
 use atoll_identity::SpiffeId;
-use atoll_model::{Kind, NodeName, Role, Roles};
+use atoll_model::{NodeName, Role, Roles};
 use atoll_wire::record::Denial;
 use axum::extract::{Path, State};
 use axum::response::Response;
@@ -118,6 +118,7 @@ pub(super) async fn remove(
 ) -> Result<Response, Problem> {
     let name: NodeName =
         name.parse().map_err(|error: atoll_model::NameError| Problem::invalid("name", error.to_string()))?;
+    let regions = api.config.regions.clone();
     let (trust_domain, org, by) = (api.ca.trust_domain().clone(), caller.org.clone(), caller.name.clone());
     let removed = name.clone();
     let request = Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
@@ -131,8 +132,8 @@ pub(super) async fn remove(
         node.removed = true;
         change.put(&node)?;
         let spiffe_id = SpiffeId::node(&trust_domain, &node.site, &name).to_string();
-        let denial = Denial { spiffe_id, why: format!("removed by {by}") };
-        change.desire(Kind::DENIAL, "", name.as_str(), &denial);
+        let denial = Denial { spiffe_id, why: format!("removed by {by}"), before_epoch: 0 };
+        records::deny(change, &regions, &name, &denial);
         tracing::warn!(node = %name, by, "node removed");
         Ok((StatusCode::OK, serde_json::json!({ "name": name, "removed": true })))
     })

@@ -271,7 +271,10 @@ async fn a_removed_node_is_denied_and_a_control_node_stays() {
     assert_eq!(platform.call(Method::DELETE, "/v1/nodes/ctl", None, Value::Null).await.0, 409);
     assert_eq!(platform.call(Method::DELETE, "/v1/nodes/nobody", None, Value::Null).await.0, 404);
     let desired = platform.store.desired();
-    assert_eq!((desired[0].kind, desired[0].key.as_str()), (atoll_model::Kind::DENIAL, "fra1-edge"));
+    let denials: Vec<_> = desired.iter().map(|d| (d.kind, d.scope.as_str(), d.key.as_str())).collect();
+    let (all, hosts) = (atoll_model::Kind::DENIAL, atoll_model::Kind::REGION_DENIAL);
+    let wanted = [(all, "", "fra1-edge"), (hosts, "fra", "fra1-edge"), (hosts, "was", "fra1-edge")];
+    assert_eq!(denials, wanted);
     let (_, nodes) = platform.get("/v1/nodes").await;
     let seen: Vec<_> =
         nodes.as_array().unwrap().iter().map(|n| (n["name"].clone(), n["removed"].clone())).collect();

@@ -3,8 +3,8 @@
 use super::Context;
 use crate::store::objects::{Domain, Placement, PlacementState, Revision, Service};
 use crate::store::{Change, StoreError};
-use atoll_model::{AppName, Kind, OrgName, ServiceName, ServiceSpec};
-use atoll_wire::record;
+use atoll_model::{AppName, Kind, NodeName, OrgName, RegionName, ServiceName, ServiceSpec};
+use atoll_wire::record::{self, Denial};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Longest wait for a response head. Not yet a key of the manifest.
@@ -166,6 +166,14 @@ pub fn place(change: &mut Change<'_>, placement: &Placement, spec: &ServiceSpec)
 pub fn displace(change: &mut Change<'_>, placement: &Placement) {
     change.remove::<Placement>(&placement.tail());
     change.undesire(Kind::PLACEMENT, placement.region.as_str(), &placement.record_key());
+}
+
+/// Denies a node everywhere: hosts hear of it in their region's scope.
+pub(crate) fn deny(change: &mut Change<'_>, regions: &[RegionName], name: &NodeName, denial: &Denial) {
+    change.desire(Kind::DENIAL, "", name.as_str(), denial);
+    for region in regions {
+        change.desire(Kind::REGION_DENIAL, region.as_str(), name.as_str(), denial);
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! How a node becomes one: a token is burned and a node recorded, together or not at all.
 
+use crate::apps::records;
 use crate::store::objects::{JoinToken, Node};
 use crate::store::{Change, StoreError};
+use atoll_identity::SpiffeId;
 use atoll_mesh_ca::token::{JoinWish, TokenUse, check};
 use atoll_mesh_ca::{CaError, MeshCa, NodeSubject, TokenRefusal, token};
-use atoll_model::{Kind, NodeName, OrgName, RegionName, Role, Roles, SiteName};
+use atoll_model::{NodeName, OrgName, RegionName, Role, Roles, SiteName};
 use atoll_wire::node::JoinRequest;
+use atoll_wire::record::Denial;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 
@@ -58,6 +61,7 @@ impl Wish {
 }
 
 /// Burns the token and issues the identity, inside one store change.
+#[expect(clippy::too_many_arguments, reason = "one step, all of whose inputs are named")]
 pub(super) fn join(
     change: &mut Change<'_>,
     ca: &MeshCa,
@@ -65,6 +69,7 @@ pub(super) fn join(
     wish: &Wish,
     csr: &[u8],
     record_csr: &[u8],
+    regions: &[RegionName],
     now_ms: u64,
 ) -> Result<Issued, JoinError> {
     let org = OrgName::default_org();
@@ -85,7 +90,7 @@ pub(super) fn join(
         return Err(JoinError::NameTaken);
     }
     // Greater than any before it, also when the store was lost meanwhile.
-    let epoch = before.map_or(0, |before| before.epoch + 1).max(now_ms / 1000);
+    let epoch = before.as_ref().map_or(0, |before| before.epoch + 1).max(now_ms / 1000);
     let joined = Node {
         org,
         name: node.clone(),
@@ -105,7 +110,12 @@ pub(super) fn join(
     stored.record.used_by = Some(TokenUse { node: node.clone(), at_ms: now_ms });
     change.put(&stored)?;
     change.put(&joined)?;
-    change.undesire(Kind::DENIAL, "", node.as_str());
+    if let Some(before) = before {
+        // Who still has a key from before gets no further with it than while the node was removed.
+        let spiffe_id = SpiffeId::node(ca.trust_domain(), &before.site, node).to_string();
+        let why = "it has joined again since".to_owned();
+        records::deny(change, regions, node, &Denial { spiffe_id, why, before_epoch: epoch });
+    }
     Ok(issued)
 }
 

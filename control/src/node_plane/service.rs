@@ -10,7 +10,7 @@ use crate::store::objects::{Domain, Node, Placement};
 use crate::store::{Store, StoreError};
 use atoll_identity::{PeerIdentity, TrustDomain};
 use atoll_mesh_ca::{CaError, MeshCa, TokenRefusal, token};
-use atoll_model::{ClusterName, OrgName, Role};
+use atoll_model::{ClusterName, OrgName, RegionName, Role};
 use atoll_process::clock::unix_ms;
 use atoll_wire::node::node_plane_server::NodePlane;
 use atoll_wire::node::{
@@ -36,6 +36,7 @@ pub struct NodePlaneService {
     trust_domain: TrustDomain,
     certificates: Certificates,
     attached: Attached,
+    regions: Arc<[RegionName]>,
     challenges: Challenges,
     rate: RateLimit,
     metrics: NodePlaneMetrics,
@@ -48,6 +49,7 @@ impl NodePlaneService {
         ca: Arc<MeshCa>,
         certificates: Certificates,
         attached: Attached,
+        regions: Arc<[RegionName]>,
         metrics: NodePlaneMetrics,
     ) -> std::io::Result<Self> {
         Ok(Self {
@@ -56,6 +58,7 @@ impl NodePlaneService {
             ca,
             certificates,
             attached,
+            regions,
             challenges: Challenges::new()?,
             rate: RateLimit::new(JOIN_BURST, JOINS_PER_SECOND),
             metrics,
@@ -149,8 +152,10 @@ impl NodePlane for NodePlaneService {
             return Err(invalid());
         };
         let (ca, name, id) = (self.ca.clone(), wish.node.clone(), presented.id.clone());
+        let regions = self.regions.clone();
         let joined = self.store.change(move |change| {
-            join(change, &ca, &presented, &wish, &request.csr, &request.record_csr, unix_ms())
+            let (csr, record_csr) = (&request.csr, &request.record_csr);
+            join(change, &ca, &presented, &wish, csr, record_csr, &regions, unix_ms())
         });
         match joined.await {
             Ok((issued, _)) => {

@@ -17,7 +17,7 @@ use atoll_identity::{
 use atoll_mesh_ca::client::JoinKeys;
 use atoll_mesh_ca::token::{self, TokenGrant};
 use atoll_mesh_ca::{MeshCa, NodeSubject};
-use atoll_model::{InstanceId, NodeName, OrgName, RevisionId, Role, Roles};
+use atoll_model::{InstanceId, Kind, NodeName, OrgName, RevisionId, Role, Roles};
 use atoll_process::Metrics;
 use atoll_process::clock::unix_ms;
 use atoll_process::drain::{self, DrainTrigger};
@@ -60,9 +60,15 @@ impl Plane {
         let certificates = Certificates::open(&Config::default(), folder.path(), sealer, unix_ms()).unwrap();
         let attached = Attached::default();
         let metrics = NodePlaneMetrics::new(&Metrics::new());
-        let service =
-            NodePlaneService::new(store.clone(), ca.clone(), certificates.clone(), attached.clone(), metrics)
-                .unwrap();
+        let service = NodePlaneService::new(
+            store.clone(),
+            ca.clone(),
+            certificates.clone(),
+            attached.clone(),
+            ["fra".parse().unwrap()].into(),
+            metrics,
+        )
+        .unwrap();
         let identity =
             Identity::new(renew_locally(&ca, &subject("control", Role::Control), unix_ms()).unwrap())
                 .unwrap();
@@ -317,6 +323,28 @@ async fn renewal_and_recovery_end_with_removal() {
     removed.await.unwrap();
     assert_eq!(client.renew(renew).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(nobody.recover(request).await.unwrap_err().code(), Code::PermissionDenied);
+
+    // It joins again: what has the old key stays out, here and wherever the denial is heard.
+    let again = plane.join("edge", Role::Edge).await;
+    assert_eq!(client.renew(renew_request()).await.unwrap_err().code(), Code::PermissionDenied);
+    plane.as_node(&again).await.renew(renew_request()).await.unwrap();
+    let desired = plane.store.desired();
+    let denials: Vec<_> = desired.iter().filter(|record| record.key == "edge").collect();
+    let scopes: Vec<_> = denials.iter().map(|record| (record.kind, record.scope.as_str())).collect();
+    assert_eq!(scopes, [(Kind::DENIAL, ""), (Kind::REGION_DENIAL, "fra")]);
+    for record in denials {
+        let denial: atoll_wire::record::Denial =
+            atoll_wire::Message::decode(record.body.as_deref().unwrap()).unwrap();
+        assert_eq!(
+            (denial.spiffe_id, Some(denial.before_epoch)),
+            (edge.own_id().to_string(), again.own().epoch)
+        );
+        assert!(edge.own().epoch < again.own().epoch);
+    }
+}
+
+fn renew_request() -> RenewRequest {
+    RenewRequest { csr: key_of_nobody().csr().unwrap() }
 }
 
 fn key_of_nobody() -> TlsKey {

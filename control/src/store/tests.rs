@@ -86,7 +86,11 @@ async fn a_panic_in_a_change_is_an_error_and_the_store_goes_on() {
 async fn desired_records_have_revisions_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let (store, mut feed) = Store::open(folder.path(), 0).unwrap();
-    let denial = |why: &str| atoll_wire::record::Denial { spiffe_id: "spiffe://x/y".into(), why: why.into() };
+    let denial = |why: &str| atoll_wire::record::Denial {
+        spiffe_id: "spiffe://x/y".into(),
+        why: why.into(),
+        ..Default::default()
+    };
     let (first, second) = (denial("a"), denial("b"));
     store
         .change(move |change| {

@@ -13,7 +13,7 @@ use crate::signers::{self, CertificateCheck, KnownSigner, Signers};
 use crate::stats::Stats;
 use atoll_model::{Kind, NodeName};
 use atoll_wire::gossip;
-use atoll_wire::record::{Record, RecordCertificate};
+use atoll_wire::record::{Denial, Record, RecordCertificate};
 use publish::Outbox;
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
@@ -29,6 +29,15 @@ pub(crate) const DELTA_BYTES: usize = 1 << 20;
 
 /// A record's place on disk.
 pub(crate) type DiskId = (LogId, Kind, Arc<str>);
+
+/// What says that a node was removed.
+const DENIALS: [Kind; 2] = [Kind::DENIAL, Kind::REGION_DENIAL];
+
+/// The first epoch of the node that the denial leaves alone; one that can't be read denies all.
+fn denied_before(denial: &Entry) -> u64 {
+    let before = denial.decode::<Denial>().map_or(0, |denial| denial.before_epoch);
+    if before == 0 { u64::MAX } else { before }
+}
 
 /// What changed since the disk was last told. Bounded by the number of keys.
 #[derive(Debug, Default)]
@@ -227,7 +236,7 @@ impl Core {
                 self.refuse(Refusal::Scope, from, None);
                 continue;
             }
-            if self.find(Kind::DENIAL, &Scope::Global, log.owner.as_str()).is_some() {
+            if self.is_denied(&log.owner, delta.epoch) {
                 self.refuse(Refusal::Denied, from, None);
                 continue;
             }
@@ -237,6 +246,15 @@ impl Core {
             let read = exchange::read_delta(delta, log, held, &self.verifier, signer_of, refuse);
             self.apply(read, from, now_ms);
         }
+    }
+
+    /// Whether a node was removed, and has not joined again under an epoch as high as this.
+    fn is_denied(&self, owner: &Owner, epoch: u64) -> bool {
+        let state = self.state();
+        let denials = self.scopes.iter().flat_map(|scope| DENIALS.map(|kind| (kind, scope)));
+        denials
+            .filter_map(|(kind, scope)| state.store.find(kind, scope, owner.as_str()))
+            .any(|denial| denial.owner == Owner::Control && epoch < denied_before(denial))
     }
 
     fn learn(&self, certificate: RecordCertificate, from: &NodeName) {
@@ -291,11 +309,12 @@ impl Core {
     /// After every change of the store, before the lock is released: readers see changes in order.
     fn settle(&self, state: &mut State, log: &LogId, applied: &Applied) {
         self.note(state, log, applied);
-        for denial in applied.changes.iter().filter(|entry| entry.kind == Kind::DENIAL && !entry.deleted) {
+        let is_denial = |entry: &&Arc<Entry>| DENIALS.contains(&entry.kind) && !entry.deleted;
+        for denial in applied.changes.iter().filter(is_denial) {
             // A node may still be told of its own removal; it is for the others to drop it.
             let owner = Owner::parse(&denial.key).ok().filter(|owner| owner.as_str() != self.name.as_str());
             let Some(owner) = owner else { continue };
-            for (log, forgotten) in state.store.forget(&owner) {
+            for (log, forgotten) in state.store.forget(&owner, denied_before(denial)) {
                 tracing::info!(%owner, scope = %log.scope, "dropped the records of a removed node");
                 self.note(state, &log, &forgotten);
             }

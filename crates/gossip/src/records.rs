@@ -96,6 +96,7 @@ pub(crate) fn is_known(kind: Kind) -> bool {
         Kind::CLUSTER,
         Kind::CERTIFICATE,
         Kind::DENIAL,
+        Kind::REGION_DENIAL,
         Kind::PLACEMENT,
     ]
     .contains(&kind)

@@ -3,7 +3,7 @@
 use crate::certificate::PeerIdentity;
 use crate::spiffe::SpiffeId;
 use arc_swap::ArcSwap;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -33,9 +33,16 @@ struct Shared {
     limit: usize,
     next: AtomicU64,
     // Read at each handshake, written seldom.
-    denied: ArcSwap<HashSet<SpiffeId>>,
+    denied: ArcSwap<HashMap<SpiffeId, u64>>,
     // Held for one insertion or removal; for a pass over all only when the deny-list changes.
-    live: Mutex<HashMap<u64, (SpiffeId, Arc<Cut>)>>,
+    live: Mutex<HashMap<u64, Live>>,
+}
+
+#[derive(Debug)]
+struct Live {
+    id: SpiffeId,
+    epoch: u64,
+    cut: Arc<Cut>,
 }
 
 #[derive(Debug, Default)]
@@ -68,11 +75,12 @@ impl LiveConnections {
             if live.len() >= self.shared.limit {
                 return Err(Denied::Full(self.shared.limit));
             }
-            live.insert(key, (peer.id.clone(), Arc::clone(&cut)));
+            let epoch = peer.epoch.unwrap_or(0);
+            live.insert(key, Live { id: peer.id.clone(), epoch, cut: Arc::clone(&cut) });
             ConnectionGuard { connections: self.clone(), key, cut }
         };
         // Looked up after the insertion: a list that is set meanwhile is either seen here or cuts it.
-        if self.is_denied(&peer.id) {
+        if self.denies(peer) {
             return Err(Denied::Listed(peer.id.clone()));
         }
         Ok(guard)
@@ -80,20 +88,26 @@ impl LiveConnections {
 
     /// Replaces the deny-list, and cuts the live connections of those on it.
     pub fn set_denied(&self, ids: impl IntoIterator<Item = SpiffeId>) {
-        let denied: Arc<HashSet<SpiffeId>> = Arc::new(ids.into_iter().collect());
+        self.set_denied_before(ids.into_iter().map(|id| (id, u64::MAX)));
+    }
+
+    /// [`set_denied`](Self::set_denied), each for certificates of an epoch below the one with it: those
+    /// from before a node that was removed joined again. A certificate without an epoch has 0.
+    pub fn set_denied_before(&self, ids: impl IntoIterator<Item = (SpiffeId, u64)>) {
+        let denied: Arc<HashMap<SpiffeId, u64>> = Arc::new(ids.into_iter().collect());
         self.shared.denied.store(Arc::clone(&denied));
-        for (id, cut) in self.live().values() {
-            if denied.contains(id) {
-                cut.done.store(true, Ordering::Release);
-                cut.wake.notify_waiters();
+        for live in self.live().values() {
+            if denied.get(&live.id).is_some_and(|before| live.epoch < *before) {
+                live.cut.done.store(true, Ordering::Release);
+                live.cut.wake.notify_waiters();
             }
         }
     }
 
-    /// Whether `id` is on the deny-list.
+    /// Whether the deny-list holds the peer.
     #[must_use]
-    pub fn is_denied(&self, id: &SpiffeId) -> bool {
-        self.shared.denied.load().contains(id)
+    pub fn denies(&self, peer: &PeerIdentity) -> bool {
+        self.shared.denied.load().get(&peer.id).is_some_and(|before| peer.epoch.unwrap_or(0) < *before)
     }
 
     /// How many connections are live.
@@ -108,7 +122,7 @@ impl LiveConnections {
         self.len() == 0
     }
 
-    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (SpiffeId, Arc<Cut>)>> {
+    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Live>> {
         // The map is whole whenever the lock is free: no section can panic half-way.
         self.shared.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,6 +202,19 @@ mod tests {
         assert_eq!(connections.len(), 1);
         connections.set_denied([]);
         assert!(connections.admit(&peer("bad")).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_from_before_a_rejoin_stays_denied() {
+        let connections = LiveConnections::default();
+        let of_epoch = |epoch| PeerIdentity { epoch: Some(epoch), ..peer("node") };
+        let stolen = connections.admit(&of_epoch(7)).unwrap();
+        let joined_again = connections.admit(&of_epoch(8)).unwrap();
+        connections.set_denied_before([(peer("node").id, 8)]);
+        assert!(stolen.is_cut() && !joined_again.is_cut());
+        assert!(connections.admit(&of_epoch(7)).is_err());
+        assert!(connections.admit(&peer("node")).is_err(), "no epoch is older than any");
+        assert!(connections.admit(&of_epoch(8)).is_ok());
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl PeerVerifier {
         tls_use: TlsUse,
     ) -> Result<(), PeerRefusal> {
         let peer = self.trust.verify_tls(leaf, intermediates, now, tls_use)?;
-        if self.connections.is_denied(&peer.id) {
+        if self.connections.denies(&peer) {
             return Err(PeerRefusal::Denied(peer.id));
         }
         if !self.policy.allows(&peer) {

@@ -49,6 +49,9 @@ impl Kind {
     pub const CERTIFICATE: Self = Self(GLOBAL | 4 << 8 | 3);
     /// A removed node, cut off everywhere. Key: the node's name. Body: `Denial`.
     pub const DENIAL: Self = Self(GLOBAL | 4 << 8 | 4);
+    /// A removed node, for the region's scope, whose hosts are not in the global one. Key: the node's name.
+    /// Body: `Denial`.
+    pub const REGION_DENIAL: Self = Self(REGION | 4 << 8 | 2);
     /// Where an instance is to run. Key: `host/instance`. Body: `Placement`.
     pub const PLACEMENT: Self = Self(REGION | 4 << 8 | 1);
 

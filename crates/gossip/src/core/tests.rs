@@ -151,15 +151,31 @@ fn a_removed_nodes_records_go_and_stay_away() {
     gone.flush(0);
     exchange(&edge, &gone, 0, || false);
     assert_eq!(edge.entries(Kind::NODE).len(), 1);
-    let denial = |body, revision| DesiredChange { kind: Kind::DENIAL, ..desired("was1-gw", revision, body) };
-    control.publish_desired(1, vec![denial(Some(b"removed"), 1)], 0).unwrap();
+    let denial = |body: Option<&[u8]>, revision| DesiredChange {
+        kind: Kind::DENIAL,
+        scope: Scope::Global,
+        key: "was1-gw".into(),
+        revision,
+        body: body.map(Bytes::copy_from_slice),
+    };
+    control.publish_desired(1, vec![denial(Some(b"\xffremoved"), 1)], 0).unwrap();
     exchange(&edge, &control, 0, || false);
     assert!(edge.entries(Kind::NODE).is_empty());
     exchange(&edge, &gone, 0, || false);
     assert!(edge.entries(Kind::NODE).is_empty());
     assert!(edge.stats.refused(Refusal::Denied) > 0);
-    // It may join again.
-    control.publish_desired(1, vec![denial(None, 2)], 0).unwrap();
+    // It may join again; what it said before stays denied.
+    let before = |before_epoch| {
+        let denial = Denial { before_epoch, ..Denial::default() };
+        atoll_wire::Message::encode_to_vec(&denial)
+    };
+    for (before_epoch, revision, known) in [(2, 2, 0), (1, 3, 1), (2, 4, 0)] {
+        control.publish_desired(1, vec![denial(Some(&before(before_epoch)), revision)], 0).unwrap();
+        exchange(&edge, &control, 0, || false);
+        exchange(&edge, &gone, 0, || false);
+        assert_eq!(edge.entries(Kind::NODE).len(), known, "before {before_epoch}");
+    }
+    control.publish_desired(1, vec![denial(None, 5)], 0).unwrap();
     exchange(&edge, &control, 0, || false);
     exchange(&edge, &gone, 0, || false);
     assert_eq!(edge.entries(Kind::NODE).len(), 1);

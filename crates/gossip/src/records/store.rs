@@ -199,9 +199,11 @@ impl Store {
         applied
     }
 
-    /// Forgets an owner altogether.
-    pub(crate) fn forget(&mut self, owner: &Owner) -> Vec<(LogId, Applied)> {
-        let ids: Vec<LogId> = self.logs.keys().filter(|id| id.owner == *owner).cloned().collect();
+    /// Forgets what an owner said in epochs below `before`.
+    pub(crate) fn forget(&mut self, owner: &Owner, before: u64) -> Vec<(LogId, Applied)> {
+        let of_owner =
+            self.logs.iter().filter(|(id, log)| id.owner == *owner && log.watermark().epoch < before);
+        let ids: Vec<LogId> = of_owner.map(|(id, _)| id.clone()).collect();
         let mut forgotten = Vec::new();
         for id in ids {
             let Some(log) = self.logs.remove(&id) else { continue };
