@@ -50,6 +50,13 @@ impl Default for Hysteresis {
     }
 }
 
+impl Hysteresis {
+    const fn half(self) -> Self {
+        let at_least = Duration::from_nanos(self.at_least.as_nanos() as u64 / 2);
+        Self { percent: self.percent / 2, at_least }
+    }
+}
+
 /// What became of one candidate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -135,7 +142,13 @@ pub fn choose(
     };
     let current = (0..candidates.len()).filter(fit).find(|i| Some(candidates[*i].region) == previous);
     let holds = |i: &usize| !enough_nearer(&candidates[nearest], &candidates[*i], hysteresis);
-    let home = (0..candidates.len()).filter(fit).find(|i| candidates[*i].home).filter(holds);
+    // Coming home asks for more than staying there does, else a time at the bound would move it to and fro.
+    let returns = |i: &usize| {
+        let away = current.is_some_and(|current| current != *i);
+        let bound = if away { hysteresis.half() } else { hysteresis };
+        !enough_nearer(&candidates[nearest], &candidates[*i], bound)
+    };
+    let home = (0..candidates.len()).filter(fit).find(|i| candidates[*i].home).filter(returns);
     let kept = home.or_else(|| current.filter(holds));
     let chosen = kept.unwrap_or(nearest);
     for i in 0..candidates.len() {

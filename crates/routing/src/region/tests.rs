@@ -139,3 +139,23 @@ fn the_own_region_wins_among_those_as_near() {
     assert_eq!((near.chosen, near.verdicts[0]), (Some(0), Verdict::Home));
     assert_eq!(choose(40, 10).chosen, Some(1));
 }
+
+#[test]
+fn a_time_at_the_bound_does_not_move_the_choice_to_and_fro() {
+    let (fra, was) = (name("fra"), name("was"));
+    let mut previous: Option<RegionName> = None;
+    let mut moves = 0;
+    for n in 0..200_u64 {
+        // Home is farther by 2 ms, give or take a third of one.
+        let home_us = 7_000 + if n % 2 == 0 { 300 } else { 0 } - 150 + 2_000;
+        let home = Candidate { home: true, rtt: Some(Duration::from_micros(home_us)), ..up(&fra, 0) };
+        let decision = choose(&[home, up(&was, 7)], previous.as_ref(), Hysteresis::default());
+        let chosen = [&fra, &was][decision.chosen.unwrap()].clone();
+        moves += usize::from(previous.as_ref().is_some_and(|previous| *previous != chosen));
+        previous = Some(chosen);
+    }
+    assert!(moves <= 1, "{moves} moves");
+    // Near enough again, home it is.
+    let home = Candidate { home: true, ..up(&fra, 7) };
+    assert_eq!(choose(&[home, up(&was, 7)], Some(&was), Hysteresis::default()).chosen, Some(0));
+}
