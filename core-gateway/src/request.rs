@@ -56,6 +56,35 @@ impl Drop for InFlight {
     }
 }
 
+/// What a request that fails is logged with. Two references, so that one that doesn't costs nothing.
+#[derive(Debug)]
+struct Asked {
+    cluster: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Asked {
+    fn of(fields: &HeaderMap) -> Self {
+        Self {
+            cluster: fields.get(headers::CLUSTER).cloned(),
+            request_id: fields.get("x-request-id").cloned(),
+        }
+    }
+
+    fn cluster(&self) -> String {
+        printable(self.cluster.as_ref())
+    }
+
+    fn request_id(&self) -> String {
+        printable(self.request_id.as_ref())
+    }
+}
+
+fn printable(value: Option<&HeaderValue>) -> String {
+    let bytes = value.map_or(&b""[..], HeaderValue::as_bytes);
+    bytes.escape_ascii().take(130).map(char::from).collect()
+}
+
 const fn unsent(reason: Reason) -> Unanswered {
     Unanswered { made: InternalAnswer { hop: Hop::Gateway, reason, sent: false }, tries_used: 0 }
 }
@@ -66,9 +95,10 @@ impl Handler for TunnelConnection {
             return serve_control_stream(exchange, self.control_stream());
         }
         let started = exchange.started;
+        let asked = Asked::of(exchange.request.headers());
         match self.serve(exchange).await {
             Ok(response) => response,
-            Err(unanswered) => self.refuse(unanswered, started),
+            Err(unanswered) => self.refuse(unanswered, &asked, started),
         }
     }
 }
@@ -89,30 +119,14 @@ impl TunnelConnection {
     fn authorize(&self, fields: &HeaderMap) -> Result<(ClusterName, Arc<Cluster>), Unanswered> {
         let asked = fields.get(headers::CLUSTER).and_then(|value| value.to_str().ok()).unwrap_or("");
         if !self.peer.roles.has(Role::Edge) {
-            self.warn_refused(asked, Reason::NotAuthorized);
             return Err(unsent(Reason::NotAuthorized));
         }
         let snapshot = self.worker.shared.views.load();
         let known = snapshot.clusters.get(asked).filter(|cluster| cluster.public);
         match (asked.parse::<ClusterName>(), known) {
             (Ok(name), Some(cluster)) => Ok((name, Arc::clone(cluster))),
-            _ => {
-                self.warn_refused(asked, Reason::NotPublic);
-                Err(unsent(Reason::NotPublic))
-            }
+            _ => Err(unsent(Reason::NotPublic)),
         }
-    }
-
-    /// Says who asked for what it may not have; at most once a second for each worker.
-    fn warn_refused(&self, asked: &str, reason: Reason) {
-        let now = Instant::now();
-        let last = self.worker.warned.replace(Some(now));
-        if last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(1)) {
-            self.worker.warned.set(last);
-            return;
-        }
-        let asked: String = asked.escape_debug().take(130).collect();
-        warn!(peer = %self.peer.id, cluster = asked, %reason, "refused a request");
     }
 
     fn note_use(&self, cluster: &str) {
@@ -162,13 +176,29 @@ impl TunnelConnection {
         response
     }
 
-    fn refuse(&self, unanswered: Unanswered, started: Instant) -> Response<Body> {
+    fn refuse(&self, unanswered: Unanswered, asked: &Asked, started: Instant) -> Response<Body> {
         let InternalAnswer { hop, reason, sent } = unanswered.made;
         self.worker.shared.metrics.failed(hop, reason);
-        debug!(edge = %self.edge, %hop, %reason, sent, tries = unanswered.tries_used, "no answer");
+        self.log(unanswered, asked);
         let mut response = answer::internal(hop, reason, sent);
         self.set_facts(response.headers_mut(), unanswered.tries_used, started);
         response
+    }
+
+    /// A failure of this hop is its operator's business; a sidecar's is logged there, a client's at the edge.
+    fn log(&self, unanswered: Unanswered, asked: &Asked) {
+        let InternalAnswer { hop, reason, sent } = unanswered.made;
+        let tries = unanswered.tries_used;
+        let quiet = hop != Hop::Gateway || reason == Reason::ClientGone;
+        let sampled = if quiet { None } else { self.worker.failures.take(Instant::now()) };
+        let (cluster, request_id) = (asked.cluster(), asked.request_id());
+        match sampled {
+            Some(left_out) => {
+                warn!(%reason, request_id, cluster, peer = %self.peer.id, own = %self.worker.own_id,
+                                    sent, tries, left_out, "a request failed here")
+            }
+            None => debug!(%hop, %reason, request_id, cluster, edge = %self.edge, sent, tries, "no answer"),
+        }
     }
 
     fn set_facts(&self, fields: &mut HeaderMap, tries_used: u8, started: Instant) {

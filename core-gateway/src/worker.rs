@@ -3,13 +3,14 @@
 use crate::gateway::Shared;
 use crate::request::TunnelConnection;
 use crate::sidecars::Sidecars;
-use atoll_identity::{ConnectionGuard, Identity, PeerIdentity};
+use atoll_identity::{ConnectionGuard, Identity, PeerIdentity, SpiffeId};
 use atoll_proxy::exchange::{ConnectionInfo, TlsInfo};
 use atoll_proxy::listen::{ConnectionPermit, accept_loop};
+use atoll_proxy::sample::Sample;
 use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
 use atoll_proxy::sever::severable;
 use atoll_proxy::workers::spawn_task;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,16 +28,25 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) sidecars: Sidecars,
-    /// When a refusal was logged last.
-    pub(crate) warned: Cell<Option<Instant>>,
+    /// Which failed requests are logged.
+    pub(crate) failures: Sample,
+    /// Which connections that were not let in are logged.
+    strangers: Sample,
+    pub(crate) own_id: SpiffeId,
     limits: ServerLimits,
 }
 
 /// Runs a worker until the drain is over and its connections have ended.
 pub(crate) async fn run(shared: Arc<Shared>, socket: TcpListener) {
     let sidecars = Sidecars::new(shared.identity.clone(), shared.metrics.clone(), shared.reach.clone());
-    let worker =
-        Rc::new(Worker { sidecars, warned: Cell::new(None), limits: ServerLimits::tunnel(), shared });
+    let worker = Rc::new(Worker {
+        sidecars,
+        failures: Sample::default(),
+        strangers: Sample::default(),
+        own_id: shared.identity.own_id(),
+        limits: ServerLimits::tunnel(),
+        shared,
+    });
     let follower = Rc::clone(&worker);
     let follow = spawn_task("sidecars", &worker.shared.metrics, async move {
         follower.sidecars.follow(follower.shared.views.clone()).await;
@@ -70,7 +80,7 @@ async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let shared = Arc::clone(&worker.shared);
     let Ok(local) = stream.local_addr() else { return };
     let admitted = tokio::select! {
-        admitted = handshake(&shared, stream, peer) => admitted,
+        admitted = handshake(&worker, stream, peer) => admitted,
         () = shared.drain.forced() => return,
     };
     let Some((stream, identity, guard)) = admitted else {
@@ -105,15 +115,21 @@ async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
 }
 
 async fn handshake(
-    shared: &Shared,
+    worker: &Worker,
     stream: TcpStream,
     peer: SocketAddr,
 ) -> Option<(TlsStream<TcpStream>, PeerIdentity, ConnectionGuard)> {
+    let shared = &worker.shared;
+    let refused = |why: &dyn std::fmt::Display| {
+        if let Some(left_out) = worker.strangers.take(Instant::now()) {
+            warn!(%peer, own = %worker.own_id, %why, left_out, "refused a connection: it has no identity that may tunnel");
+        }
+    };
     let accepted = TlsAcceptor::from(Arc::clone(&shared.tls)).accept(stream);
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            warn!(%peer, %error, "refused a connection: it has no identity that may tunnel");
+            refused(&error);
             return None;
         }
         Err(_elapsed) => {
@@ -125,14 +141,16 @@ async fn handshake(
     let identity = match Identity::peer_of(certificates) {
         Ok(identity) => identity,
         Err(fault) => {
-            warn!(%peer, %fault, "refused a connection");
+            refused(&fault);
             return None;
         }
     };
     match shared.identity.connections().admit(&identity) {
         Ok(guard) => Some((stream, identity, guard)),
         Err(denied) => {
-            warn!(%peer, %denied, "refused a connection");
+            if let Some(left_out) = worker.strangers.take(Instant::now()) {
+                warn!(%peer, id = %identity.id, own = %worker.own_id, %denied, left_out, "refused a connection");
+            }
             None
         }
     }

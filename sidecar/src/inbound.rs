@@ -1,16 +1,19 @@
 //! One request: from a gateway to the instance.
 
 use crate::state::Serving;
+use atoll_identity::{PeerIdentity, SpiffeId};
 use atoll_model::{Hop, Reason, Role};
 use atoll_proxy::client::{H1Pool, SendError, SendFault, SendTimeouts};
 use atoll_proxy::headers::{self, Hops};
+use atoll_proxy::sample::Sample;
 use atoll_proxy::{Body, Exchange, Handler, ProxyMetrics, answer};
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Of our own fields the instance sees these alone.
 const SHOWN: [HeaderName; 3] = [headers::EDGE, headers::REGION, headers::CLIENT_IP];
@@ -25,6 +28,9 @@ pub(crate) struct Inbound {
     pub(crate) load: Rc<Load>,
     requests_max: usize,
     metrics: ProxyMetrics,
+    own_id: SpiffeId,
+    /// Which failed requests are logged.
+    failures: Sample,
 }
 
 /// Requests in flight.
@@ -77,12 +83,40 @@ struct Failure {
     sent: bool,
 }
 
+/// What a request that fails is logged with; references, so that one that doesn't costs nothing.
+struct Asked {
+    cluster: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    peer: Option<Arc<PeerIdentity>>,
+}
+
+impl Asked {
+    fn of(exchange: &Exchange) -> Self {
+        let fields = exchange.request.headers();
+        Self {
+            cluster: fields.get(headers::CLUSTER).cloned(),
+            request_id: fields.get("x-request-id").cloned(),
+            peer: exchange.connection.identity.clone(),
+        }
+    }
+}
+
+fn printable(value: &Option<HeaderValue>) -> String {
+    let bytes = value.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+    bytes.escape_ascii().take(130).map(char::from).collect()
+}
+
 const fn unsent(reason: Reason) -> Failure {
     Failure { reason, sent: false }
 }
 
 impl Inbound {
-    pub(crate) fn new(serving: Serving, requests_max: usize, metrics: ProxyMetrics) -> Self {
+    pub(crate) fn new(
+        serving: Serving,
+        own_id: SpiffeId,
+        requests_max: usize,
+        metrics: ProxyMetrics,
+    ) -> Self {
         let pool = pool_for(&serving, requests_max, &metrics);
         Self {
             serving: RefCell::new(serving),
@@ -91,6 +125,8 @@ impl Inbound {
             load: Rc::default(),
             requests_max,
             metrics,
+            own_id,
+            failures: Sample::default(),
         }
     }
 
@@ -129,6 +165,19 @@ impl Inbound {
         Ok(InFlight::new(&self.load))
     }
 
+    /// Says what failed here, for which request, and who asked; a few a second.
+    fn log(&self, Failure { reason, sent }: &Failure, asked: &Asked) {
+        if *reason == Reason::ClientGone {
+            return;
+        }
+        let Some(left_out) = self.failures.take(Instant::now()) else {
+            return;
+        };
+        let peer = asked.peer.as_ref().map(|peer| peer.id.to_string());
+        let (request_id, cluster) = (printable(&asked.request_id), printable(&asked.cluster));
+        warn!(%reason, request_id, cluster, peer, own = %self.own_id, sent, left_out, "a request failed here");
+    }
+
     async fn forward(&self, exchange: Exchange) -> Result<Response<Body>, Failure> {
         self.authorize(&exchange)?;
         let in_flight = self.admit()?;
@@ -153,11 +202,13 @@ impl Inbound {
 
 impl Handler for Inbound {
     async fn handle(&self, exchange: Exchange) -> Response<Body> {
+        let asked = Asked::of(&exchange);
         let mut response = match self.forward(exchange).await {
             Ok(response) => response,
-            Err(Failure { reason, sent }) => {
-                self.metrics.failed(Hop::Sidecar, reason);
-                answer::internal(Hop::Sidecar, reason, sent)
+            Err(failure) => {
+                self.metrics.failed(Hop::Sidecar, failure.reason);
+                self.log(&failure, &asked);
+                answer::internal(Hop::Sidecar, failure.reason, failure.sent)
             }
         };
         let serving = self.serving.borrow();

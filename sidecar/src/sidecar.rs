@@ -11,6 +11,7 @@ use atoll_process::drain::{Drain, DrainTrigger, channel};
 use atoll_process::signals::Terminations;
 use atoll_proxy::ProxyMetrics;
 use atoll_proxy::listen::{ConnectionCap, ConnectionPermit, accept_loop, bind_alone};
+use atoll_proxy::sample::Sample;
 use atoll_proxy::server::{MeshAcceptor, ServerLimits};
 use atoll_proxy::workers::spawn_task;
 use atoll_wire::sidecar::{SidecarState, SidecarStatus};
@@ -18,6 +19,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
+use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, LocalSet};
@@ -122,7 +124,7 @@ impl Sidecar {
         let listener = bind_alone(wanted).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         info!(%address, id = %identity.own_id(), "listening");
-        let inbound = Rc::new(Inbound::new(serving, config.requests_max, metrics.clone()));
+        let inbound = Rc::new(Inbound::new(serving, identity.own_id(), config.requests_max, metrics.clone()));
         Ok(Bound { address, config, listener, identity, metrics, states, statuses, inbound, link })
     }
 }
@@ -203,8 +205,9 @@ impl Bound {
         let acceptor = MeshAcceptor::new(&self.identity, gateways);
         let limits = Rc::new(ServerLimits::sidecar());
         let (inbound, metrics) = (Rc::clone(&self.inbound), self.metrics.clone());
+        let strangers = Rc::new(Sample::default());
         let on_connection = move |stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit| {
-            let (acceptor, limits) = (acceptor.clone(), Rc::clone(&limits));
+            let (acceptor, limits, strangers) = (acceptor.clone(), Rc::clone(&limits), Rc::clone(&strangers));
             let (inbound, counted) = (Rc::clone(&inbound), metrics.clone());
             let drain = connections.borrow().drain.clone();
             spawn_task("gateway connection", &metrics, async move {
@@ -215,7 +218,9 @@ impl Bound {
                     }
                     Err(error) => {
                         counted.handshake_errors.inc();
-                        warn!(%peer, error = chain(&error), "a connection was not let in");
+                        if let Some(left_out) = strangers.take(Instant::now()) {
+                            warn!(%peer, error = chain(&error), left_out, "a connection was not let in");
+                        }
                     }
                 }
                 drop(permit);

@@ -14,6 +14,7 @@ pub mod headers;
 pub mod listen;
 pub mod metrics;
 pub mod replay;
+pub mod sample;
 pub mod server;
 pub mod sever;
 pub mod tunnel;
