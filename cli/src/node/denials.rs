@@ -79,7 +79,7 @@ mod tests {
         scopes: Vec<Scope>,
         seeds: &[SocketAddr],
         dir: &Path,
-        drain: drain::Drain,
+        drain: Drain,
     ) -> (Gossip, Identity) {
         let subject = subject(name, role, 1);
         let own = identity(ca, &subject);

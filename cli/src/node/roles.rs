@@ -14,6 +14,7 @@ use atoll_host::{Host, HostView};
 use atoll_identity::Identity;
 use atoll_mesh_ca::MeshCa;
 use atoll_model::Role;
+use atoll_process::admin::Parameters;
 use atoll_process::{Drain, Metrics, Tasks};
 use futures_util::StreamExt;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ type ReadyCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 /// Records that could not be applied (`kind/key`), and why.
 pub type ApplyErrors = Box<dyn Fn() -> Vec<(String, String)> + Send + Sync>;
 type View = Box<dyn Fn() -> serde_json::Value + Send + Sync>;
+/// Answers one kind of question of `/explain`.
+type Explainer = Box<dyn Fn(&Parameters) -> Option<Result<serde_json::Value, String>> + Send + Sync>;
 
 /// What every role stands on.
 pub struct Ground {
@@ -219,6 +222,25 @@ impl Roles {
             views.push(("host", Box::new(move || view.state())));
         }
         views
+    }
+
+    /// What answers `/explain?host=…&path=…` (edge) and `/explain?cluster=…` (gateway).
+    pub fn explainers(&self) -> Vec<Explainer> {
+        let mut explainers: Vec<Explainer> = Vec::new();
+        if let Some(serving) = self.serving.clone() {
+            explainers.push(Box::new(move |asked| {
+                let host = asked.get("host")?;
+                let path = asked.get("path").map_or("/", String::as_str);
+                Some(match path.starts_with('/') {
+                    true => Ok(serving.explain(host, path)),
+                    false => Err(format!("`path` begins with a slash; {path:?} does not")),
+                })
+            }));
+        }
+        if let Some(view) = self.gateway_view.clone() {
+            explainers.push(Box::new(move |asked| Some(Ok(view.explain(asked.get("cluster")?)))));
+        }
+        explainers
     }
 
     /// Starts to serve.

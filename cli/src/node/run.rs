@@ -273,6 +273,9 @@ fn admin(
     for (name, view) in roles.views() {
         admin = admin.state(name, view);
     }
+    for explain in roles.explainers() {
+        admin = admin.explain(explain);
+    }
     admin
 }
 
