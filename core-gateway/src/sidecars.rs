@@ -67,13 +67,9 @@ impl Sidecars {
         let candidate = |endpoint: &Endpoint| {
             let known = open.get(&endpoint.key);
             let left_out = known.is_some_and(|sidecar| sidecar.ejection.borrow().is_some());
-            let state = match endpoint.state {
-                State::Healthy if left_out => State::Ejected,
-                state => state,
-            };
             let load = known.map_or(0, |sidecar| sidecar.peer.in_flight());
             endpoint::Candidate {
-                state,
+                state: seen(endpoint.state, left_out),
                 load: u32::try_from(load).unwrap_or(u32::MAX),
                 excluded: tried.contains(&endpoint.key),
             }
@@ -141,6 +137,14 @@ impl Sidecar {
     pub(crate) fn answered(&self) {
         self.outlier.borrow_mut().succeeded();
         self.ejection.borrow_mut().take();
+    }
+}
+
+/// What a host says of an instance, and what we have seen of it ourselves.
+pub(crate) const fn seen(said: State, left_out: bool) -> State {
+    match said {
+        State::Healthy if left_out => State::Ejected,
+        said => said,
     }
 }
 

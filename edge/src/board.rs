@@ -1,15 +1,14 @@
 //! What other threads may know of the workers' tunnels: for readiness, for control's question, for `/state`.
 
+use crate::views::Gateway;
 use arc_swap::ArcSwap;
-use atoll_model::{NodeName, RegionName};
 use atoll_proxy::tunnel::TunnelState;
 use std::sync::Arc;
 
 /// One tunnel of one worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Posted {
-    pub(crate) gateway: NodeName,
-    pub(crate) region: RegionName,
+    pub(crate) gateway: Gateway,
     pub(crate) state: Arc<ArcSwap<TunnelState>>,
 }
 

@@ -1,10 +1,10 @@
 //! One worker's choice of region, and what it remembers between requests.
 
-use crate::tunnels::Tunnels;
+use crate::tunnels::{RegionView, Tunnels};
 use crate::views::{Cluster, Snapshot};
 use atoll_model::{NodeName, RegionName};
 use atoll_proxy::tunnel::Tunnel;
-use atoll_routing::region::{self, Candidate, Hysteresis};
+use atoll_routing::region::{self, Candidate, Decision, Hysteresis};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -39,6 +39,28 @@ pub(crate) struct Target {
     pub(crate) tunnel: Tunnel,
 }
 
+/// Chooses among regions as they are seen now; also what `explain` shows.
+pub(crate) fn decide(
+    regions: &[RegionView],
+    home: &RegionName,
+    previous: Option<&RegionName>,
+    excluded: impl Fn(&RegionView) -> bool,
+) -> Decision {
+    let candidates: Vec<Candidate<'_>> = regions
+        .iter()
+        .map(|view| Candidate {
+            region: &view.region,
+            rtt: view.rtt,
+            health: view.health,
+            tunnel_up: view.tunnel_up,
+            draining: view.draining,
+            excluded: excluded(view),
+            home: view.region == *home,
+        })
+        .collect();
+    region::choose(&candidates, previous, Hysteresis::default())
+}
+
 impl Memory {
     /// Chooses for the next try; `None` when no region can serve.
     pub(crate) fn choose(
@@ -56,20 +78,10 @@ impl Memory {
         };
         let previous = self.chosen.borrow().get(name).cloned();
         let choose = |heed: bool| {
-            let candidates: Vec<Candidate<'_>> = regions
-                .iter()
-                .map(|view| Candidate {
-                    region: &view.region,
-                    rtt: view.rtt,
-                    health: view.health,
-                    tunnel_up: view.tunnel_up,
-                    draining: view.draining,
-                    excluded: (view.tunnel_up && is_tried(&view.region))
-                        || (heed && refused.contains(&view.region)),
-                    home: tunnels.is_home(&view.region),
-                })
-                .collect();
-            region::choose(&candidates, previous.as_ref(), Hysteresis::default())
+            let excluded = |view: &RegionView| {
+                (view.tunnel_up && is_tried(&view.region)) || (heed && refused.contains(&view.region))
+            };
+            decide(&regions, tunnels.home(), previous.as_ref(), excluded)
         };
         let mut decision = choose(true);
         if decision.chosen.is_none() && !refused.is_empty() {

@@ -8,6 +8,7 @@ mod certificates;
 mod choice;
 mod config;
 mod edge;
+mod explain;
 mod plain;
 mod record;
 mod records;

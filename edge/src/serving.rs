@@ -68,13 +68,14 @@ impl Serving {
         let tunnels = self.shared.board.sample();
         let serves = |region: &RegionName| {
             let mut up =
-                tunnels.iter().filter(|t| t.region == *region && t.state.load().connected).peekable();
+                tunnels.iter().filter(|t| t.gateway.region == *region && t.state.load().connected).peekable();
             let healthy = || said.iter().any(|s| s.region == *region && s.health != Health::None);
             up.peek().is_some()
                 && (healthy()
                     || up.any(|t| t.state.load().headroom.get(cluster).is_some_and(|h| h.healthy > 0)))
         };
-        if tunnels.iter().any(|t| (regions.is_empty() || regions.contains(&t.region)) && serves(&t.region)) {
+        let among = |region: &RegionName| regions.is_empty() || regions.contains(region);
+        if tunnels.iter().any(|t| among(&t.gateway.region) && serves(&t.gateway.region)) {
             return Ok(());
         }
         Err(format!("no region that can be reached has a healthy instance of `{cluster}`"))
@@ -104,8 +105,8 @@ impl Serving {
             .map(|tunnel| {
                 let state = tunnel.state.load();
                 serde_json::json!({
-                    "gateway": tunnel.gateway,
-                    "region": tunnel.region,
+                    "gateway": tunnel.gateway.name,
+                    "region": tunnel.gateway.region,
                     "connected": state.connected,
                     "draining": state.draining,
                     "rtt_us": state.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),

@@ -13,8 +13,12 @@ use atoll_routing::region::Health;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
 use tracing::info;
+
+/// How often a request that waits for a tunnel looks.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What every tunnel of this edge shares.
 #[derive(Debug, Clone)]
@@ -54,9 +58,9 @@ impl Tunnels {
         Self { facts, open: RefCell::default() }
     }
 
-    /// Whether that is the edge's own region.
-    pub(crate) fn is_home(&self, region: &RegionName) -> bool {
-        self.facts.region == *region
+    /// The edge's own region.
+    pub(crate) fn home(&self) -> &RegionName {
+        &self.facts.region
     }
 
     /// Opens and closes tunnels as gateways come and go. Runs as long as the worker.
@@ -103,11 +107,7 @@ impl Tunnels {
     }
 
     fn posted(&self) -> Vec<Posted> {
-        let post = |open: &Open| Posted {
-            gateway: open.gateway.name.clone(),
-            region: open.gateway.region.clone(),
-            state: open.tunnel.shared_state(),
-        };
+        let post = |open: &Open| Posted { gateway: open.gateway.clone(), state: open.tunnel.shared_state() };
         self.open.borrow().values().map(post).collect()
     }
 
@@ -121,20 +121,31 @@ impl Tunnels {
     ) -> Vec<RegionView> {
         let open = self.open.borrow();
         let states = open.values().map(|open| (&open.gateway, open.tunnel.state()));
-        let states: Vec<(&Gateway, Arc<TunnelState>)> = states
-            .filter(|(gateway, _)| regions.is_empty() || regions.binary_search(&gateway.region).is_ok())
-            .collect();
-        let said = snapshot.health.get(cluster).map_or(&[][..], |all| &all[..]);
-        let mut views: Vec<RegionView> = Vec::new();
-        for (gateway, _) in &states {
-            if views.iter().any(|view| view.region == gateway.region) {
-                continue;
-            }
-            let of_region = states.iter().filter(|(other, _)| other.region == gateway.region);
-            let of_region: Vec<_> = of_region.map(|(gateway, state)| (*gateway, &**state)).collect();
-            views.push(region_view(&gateway.region, &of_region, cluster, said));
+        let states: Vec<(&Gateway, Arc<TunnelState>)> = states.collect();
+        region_views(&states, snapshot, cluster, regions)
+    }
+
+    /// Waits until a tunnel to one of the regions is up again. False at once where one is up already or
+    /// none is known: then waiting would change nothing.
+    pub(crate) async fn come_up(&self, regions: &[RegionName], within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let any = |up: bool| {
+            let open = self.open.borrow();
+            let mut wanted = open
+                .values()
+                .filter(|open| regions.is_empty() || regions.binary_search(&open.gateway.region).is_ok());
+            wanted.any(|open| !up || open.tunnel.state().connected)
+        };
+        if !any(false) || any(true) {
+            return false;
         }
-        views
+        while Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if any(true) {
+                return true;
+            }
+        }
+        false
     }
 
     /// The tunnel of a region that has the least to do, of two taken by chance; those of `tried`
@@ -169,6 +180,27 @@ impl Tunnels {
                 && !tried.contains(&open.gateway.name)
         })
     }
+}
+
+/// What tunnels tell of `cluster` in each of `regions` (all, if that is empty) that has one.
+pub(crate) fn region_views(
+    tunnels: &[(&Gateway, Arc<TunnelState>)],
+    snapshot: &Snapshot,
+    cluster: &str,
+    regions: &[RegionName],
+) -> Vec<RegionView> {
+    let wanted = |region: &RegionName| regions.is_empty() || regions.binary_search(region).is_ok();
+    let said = snapshot.health.get(cluster).map_or(&[][..], |all| &all[..]);
+    let mut views: Vec<RegionView> = Vec::new();
+    for (gateway, _) in tunnels.iter().filter(|(gateway, _)| wanted(&gateway.region)) {
+        if views.iter().any(|view| view.region == gateway.region) {
+            continue;
+        }
+        let of_region = tunnels.iter().filter(|(other, _)| other.region == gateway.region);
+        let of_region: Vec<_> = of_region.map(|(gateway, state)| (*gateway, &**state)).collect();
+        views.push(region_view(&gateway.region, &of_region, cluster, said));
+    }
+    views
 }
 
 fn region_view(
