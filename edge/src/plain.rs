@@ -17,6 +17,10 @@ pub(crate) struct PlainConnection {
 }
 
 impl Handler for PlainConnection {
+    fn refused(&self, exchange: Exchange, reason: Reason) -> Option<Response<Body>> {
+        Some(Record::refused_by_server(&self.worker.shared, exchange, reason))
+    }
+
     async fn handle(&self, mut exchange: Exchange) -> Response<Body> {
         let record = Record::begin(&self.worker.shared, &mut exchange);
         match self.location(&exchange) {

@@ -5,7 +5,7 @@ use atoll_model::{Hop, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::access_log::Line;
 use atoll_proxy::headers::{self, Hops};
-use atoll_proxy::{Body, ByteCount, Exchange, Side};
+use atoll_proxy::{Body, ByteCount, Exchange, Side, answer};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -90,10 +90,23 @@ impl Record {
 
     /// Atoll answers by itself.
     pub(crate) fn refused(mut self, hop: Hop, reason: Reason) -> Self {
+        self.shared.metrics.failed(hop, reason);
         self.line.reason = Some(reason.code());
         self.line.hop = Some(hop.as_str());
-        self.shared.metrics.failed(hop, reason);
         self
+    }
+
+    /// The server has refused the request, and counted it, before it came to a handler.
+    pub(crate) fn refused_by_server(
+        shared: &Arc<Shared>,
+        mut exchange: Exchange,
+        reason: Reason,
+    ) -> Response<Body> {
+        let mut record = Self::begin(shared, &mut exchange);
+        let page = answer::error_page(Hop::Edge, reason, exchange.request.headers(), record.request_id());
+        record.line.reason = Some(reason.code());
+        record.line.hop = Some(Hop::Edge.as_str());
+        record.answer(page)
     }
 
     /// Sets what every answer carries, and follows its body to the end.
@@ -138,6 +151,7 @@ impl Drop for Record {
                         self.line.hop = Some(Hop::Edge.as_str());
                     }
                     Some(Side::Client) => self.note_gone(None),
+                    None if !count.ended() => self.note_gone(None),
                     _ => {}
                 }
             }

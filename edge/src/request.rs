@@ -48,6 +48,10 @@ struct Destination {
 }
 
 impl Handler for SecureConnection {
+    fn refused(&self, exchange: Exchange, reason: Reason) -> Option<Response<Body>> {
+        Some(Record::refused_by_server(&self.worker.shared, exchange, reason))
+    }
+
     async fn handle(&self, mut exchange: Exchange) -> Response<Body> {
         let mut record = Record::begin(&self.worker.shared, &mut exchange);
         // For the form of an error page; the rest of the head goes upstream.

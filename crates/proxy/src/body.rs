@@ -222,7 +222,7 @@ impl HttpBody for Body {
         if let Some(count) = &this.count {
             count.note(frame.as_ref());
             // A body that says so is not asked for its end.
-            if matches!(frame, Some(Ok(_))) && this.is_end_stream() {
+            if matches!(frame, Some(Ok(_))) && (this.is_end_stream() || this.size_hint().exact() == Some(0)) {
                 this.note_end();
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::body::Body;
 use atoll_identity::PeerIdentity;
+use atoll_model::Reason;
 use http::{Request, Response, header};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -73,4 +74,11 @@ pub fn host_of(authority: &str) -> &str {
 pub trait Handler: 'static {
     /// Answers one request. Dropped when the client gives up.
     fn handle(&self, exchange: Exchange) -> impl Future<Output = Response<Body>>;
+
+    /// Answers a request that the server has refused, whose head may be in any form; `None` for the
+    /// server's own answer. The server has counted it.
+    fn refused(&self, exchange: Exchange, reason: Reason) -> Option<Response<Body>> {
+        let _unused = (exchange, reason);
+        None
+    }
 }

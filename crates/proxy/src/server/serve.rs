@@ -11,7 +11,7 @@ use crate::client::LocalExecutor;
 use crate::exchange::{ConnectionInfo, Exchange, Handler};
 use crate::metrics::ProxyMetrics;
 use crate::workers::panic_text;
-use atoll_model::Reason;
+use atoll_model::{Hop, Reason};
 use atoll_process::Drain;
 use futures_util::FutureExt as _;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -99,7 +99,8 @@ where
                     .max_buf_size(64 * 1024)
                     .half_close(false)
                     .serve_connection(io, service);
-                drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+                drive(connection, |connection| connection.graceful_shutdown(), drain, (limits.hop, metrics))
+                    .await
             }
             HttpVersion::H2 => {
                 let connection = http2::Builder::new(LocalExecutor)
@@ -115,7 +116,8 @@ where
                     .keep_alive_interval(limits.keep_alive)
                     .keep_alive_timeout(limits.keep_alive / 2)
                     .serve_connection(io, service);
-                drive(connection, |connection| connection.graceful_shutdown(), drain, metrics).await
+                drive(connection, |connection| connection.graceful_shutdown(), drain, (limits.hop, metrics))
+                    .await
             }
         }
     };
@@ -133,7 +135,7 @@ async fn drive<C>(
     connection: C,
     begin_shutdown: impl FnOnce(Pin<&mut C>),
     drain: Drain,
-    metrics: &ProxyMetrics,
+    (hop, metrics): (Hop, &ProxyMetrics),
 ) -> ConnectionEnd
 where
     C: Future<Output = Result<(), hyper::Error>>,
@@ -142,6 +144,11 @@ where
     let ended = |outcome: Result<(), hyper::Error>, well| match outcome {
         Ok(()) => well,
         Err(error) => {
+            // hyper has answered these heads by itself.
+            if error.is_parse() {
+                let large = error.is_parse_too_large();
+                metrics.failed(hop, if large { Reason::HeadTooLarge } else { Reason::BadRequest });
+            }
             debug!(%error, "a connection ended in an error");
             ConnectionEnd::Failed
         }
@@ -198,13 +205,12 @@ impl<H: Handler> Server<H> {
         } else {
             normalize(&mut head)
         };
+        let body = Body::incoming(body, Side::Client, Some(self.limits.body_idle_timeout));
+        let request = Request::from_parts(head, body);
+        let exchange = Exchange { request, connection: Arc::clone(&self.info), started };
         let response = match checked {
-            Err(refusal) => self.refuse(&head.headers, refusal),
-            Ok(()) => {
-                let body = Body::incoming(body, Side::Client, Some(self.limits.body_idle_timeout));
-                let request = Request::from_parts(head, body);
-                self.handle(Exchange { request, connection: Arc::clone(&self.info), started }).await
-            }
+            Err(refusal) => self.refuse(Some(exchange), refusal),
+            Ok(()) => self.handle(exchange).await,
         };
         self.metrics.answered(response.status().as_u16());
         self.metrics.head_seconds.observe(started.elapsed().as_secs_f64());
@@ -217,17 +223,19 @@ impl<H: Handler> Server<H> {
             Err(panic) => {
                 self.metrics.panics.inc();
                 error!(panic = panic_text(panic.as_ref()), "a request's handler panicked");
-                self.refuse(&HeaderMap::new(), Refusal { reason: Reason::Internal, close: false })
+                self.refuse(None, Refusal { reason: Reason::Internal, close: false })
             }
         }
     }
 
-    fn refuse(&self, request: &HeaderMap, refusal: Refusal) -> Response<Body> {
-        self.metrics.failed(self.limits.hop, refusal.reason);
-        let mut response = if self.limits.internal {
-            answer::internal(self.limits.hop, refusal.reason, refusal.reason == Reason::Internal)
-        } else {
-            answer::error_page(self.limits.hop, refusal.reason, request, "")
+    fn refuse(&self, exchange: Option<Exchange>, refusal: Refusal) -> Response<Body> {
+        let (hop, reason) = (self.limits.hop, refusal.reason);
+        self.metrics.failed(hop, reason);
+        let handled = exchange.and_then(|exchange| self.handler.refused(exchange, reason));
+        let mut response = match handled {
+            Some(response) => response,
+            None if self.limits.internal => answer::internal(hop, reason, reason == Reason::Internal),
+            None => answer::error_page(hop, reason, &HeaderMap::new(), ""),
         };
         if refusal.close && self.info.tls.as_ref().is_none_or(|tls| tls.alpn.as_deref() != Some(b"h2")) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
