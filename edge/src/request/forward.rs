@@ -20,6 +20,9 @@ const ROUNDS_MAX: usize = 8;
 /// How much longer than the sidecar the edge waits, so that the sidecar's better reason wins.
 const TIMEOUT_MARGIN: Duration = Duration::from_secs(2);
 
+/// How long a request waits for a tunnel when there is none at all to a region of its cluster.
+const HOLD: Duration = Duration::from_secs(1);
+
 /// A request that is ready to leave.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -48,13 +51,25 @@ pub(crate) async fn forward(
     let mut tried = Tried::default();
     let mut tries_used = 0_u8;
     let mut last = None;
+    let mut held = false;
     for _ in 0..ROUNDS_MAX {
         let target = {
             let snapshot = worker.shared.views.load();
             let cluster = (outgoing.name.as_str(), &*outgoing.cluster);
             worker.memory.choose(&worker.tunnels, &snapshot, cluster, &tried, Instant::now())
         };
-        let Some(target) = target else { break };
+        let target = match target {
+            Some(target) => target,
+            // Every tunnel broke a moment ago, which passes; nothing has been sent yet.
+            None if last.is_none() && !held => {
+                held = true;
+                if worker.tunnels.come_up(&outgoing.cluster.regions, HOLD).await {
+                    continue;
+                }
+                break;
+            }
+            None => break,
+        };
         let tries_left = TRIES_MAX - tries_used;
         let Some(body) = outgoing.body.body() else { break };
         let lost = match ask(&target, &outgoing, body, tries_left).await {

@@ -15,7 +15,23 @@ pub async fn connect(edge: &RunningEdge, name: &str, alpn: &[&[u8]]) -> io::Resu
     roots.add(edge.root.clone()).unwrap();
     let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    let tcp = TcpStream::connect(edge.https).await?;
+    connect_to(edge.https, name, config).await
+}
+
+/// Over IPv6.
+pub async fn connect_v6(edge: &RunningEdge, name: &str) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(edge.root.clone()).unwrap();
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    connect_to(edge.https_v6, name, config).await
+}
+
+async fn connect_to(
+    address: std::net::SocketAddr,
+    name: &str,
+    config: ClientConfig,
+) -> io::Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await
 }

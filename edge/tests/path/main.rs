@@ -1,6 +1,7 @@
 //! The path of a request through a real edge and real gateways.
 #![allow(clippy::unwrap_used)]
 
+mod attacks;
 mod client;
 mod node_plane;
 mod sidecar;

@@ -18,22 +18,35 @@ pub enum Answer {
     Echo(&'static str),
     /// Drops the connection once it has the request.
     Hangup,
+    /// Never answers.
+    Silence,
 }
 
 struct Instance(Answer, tokio::sync::mpsc::UnboundedSender<()>);
 
 impl Handler for Instance {
     async fn handle(&self, exchange: Exchange) -> Response<Body> {
-        let Answer::Echo(name) = self.0 else {
-            self.1.send(()).unwrap();
-            return std::future::pending().await;
+        let name = match self.0 {
+            Answer::Echo(name) => name,
+            Answer::Hangup => {
+                self.1.send(()).unwrap();
+                return std::future::pending().await;
+            }
+            Answer::Silence => return std::future::pending().await,
         };
         let (head, body) = exchange.request.into_parts();
-        let content = body.collect().await.unwrap().to_bytes();
+        let Ok(content) = body.collect().await else { return Response::new(Body::empty()) };
+        let trailers = content.trailers().cloned().unwrap_or_default();
+        let content = content.to_bytes();
         let fields: Vec<String> =
             head.headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
-        let text =
-            format!("{} {}\n{}\n\n{} bytes\n", head.method, head.uri, fields.join("\n"), content.len());
+        let text = format!(
+            "{} {}\n{}\n\n{} bytes\n{trailers:?}\n",
+            head.method,
+            head.uri,
+            fields.join("\n"),
+            content.len()
+        );
         Response::builder()
             .header("atoll-instance", name)
             .header("atoll-revision", "r-1")

@@ -111,6 +111,19 @@ impl World {
         self.global
     }
 
+    /// Requests wait so long for a response head.
+    pub async fn patience(&mut self, response_timeout_ms: u64) {
+        let cluster = record::Cluster {
+            name: CLUSTER.to_owned(),
+            public: true,
+            regions: vec!["fra".to_owned()],
+            protocol: "http".to_owned(),
+            revision: String::new(),
+            response_timeout_ms,
+        };
+        self.desire(Kind::CLUSTER, Scope::Global, CLUSTER, &cluster).await;
+    }
+
     /// The app `shop` with the domain [`DOMAIN`], and a certificate for each of `domains`.
     pub async fn deploy(&mut self, regions: &[&str]) {
         let cluster = record::Cluster {
@@ -254,6 +267,7 @@ pub fn say(host: &Node, of: &str, instance: &str, sidecar: SocketAddr, state: re
 pub struct RunningEdge {
     pub http: SocketAddr,
     pub https: SocketAddr,
+    pub https_v6: SocketAddr,
     pub serving: Serving,
     pub root: rustls::pki_types::CertificateDer<'static>,
     pub log: PathBuf,
@@ -291,9 +305,9 @@ pub fn start_edge(
         ..Config::default()
     };
     let bound = Edge::bind(config, handles).unwrap();
-    let (http, https, serving) = (bound.http[0], bound.https[0], bound.serving());
+    let (http, https, https_v6, serving) = (bound.http[0], bound.https[0], bound.https[1], bound.serving());
     let ended = tokio::spawn(async move { bound.run().await.unwrap() });
-    RunningEdge { http, https, serving, root, log, node, ended }
+    RunningEdge { http, https, https_v6, serving, root, log, node, ended }
 }
 
 fn material(ca: &MeshCa, chain: Vec<rustls::pki_types::CertificateDer<'static>>, key: &TlsKey) -> Material {
