@@ -53,7 +53,7 @@ impl Certificates {
         let PublicCa::Test = config.public_ca;
         let ca = PublicTestCa::open_or_create(&data_dir.join("public-ca"), now_ms)
             .map_err(std::io::Error::other)?;
-        atoll_process::files::write_atomic(&data_dir.join(PUBLIC_CA_FILE), ca.ca_pem().as_bytes(), 0o644)?;
+        atoll_process::files::keep(&data_dir.join(PUBLIC_CA_FILE), ca.ca_pem().as_bytes(), 0o644)?;
         Ok(Self { ca: Arc::new(ca), sealer })
     }
 

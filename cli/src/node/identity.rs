@@ -41,9 +41,12 @@ pub fn from_own_ca(config: &NodeConfig, ca: &MeshCa) -> anyhow::Result<Membershi
     let kept = load_material(&dir)?;
     let material = match kept {
         Some(material) if !past_half(&material)? => material,
-        _ => issue_locally(config, ca)?,
+        _ => {
+            let material = issue_locally(config, ca)?;
+            save_material(&dir, &material)?;
+            material
+        }
     };
-    save_material(&dir, &material)?;
     let record = match load_record(&dir)? {
         Some(record) => record,
         None => {

@@ -55,7 +55,7 @@ pub enum MaterialError {
     #[error("the record key does not fit: {0}")]
     RecordKey(String),
     /// A file can't be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("cannot use {path}", path = path.display())]
     File {
         /// Which.
         path: PathBuf,

@@ -16,6 +16,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let serial = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
     let temporary = folder.join(format!(".{}.{}.{serial}", name.to_string_lossy(), std::process::id()));
+    // A process that was killed here may have had our pid: in a container every one has.
+    let _absent = std::fs::remove_file(&temporary);
     let written = write_synced(&temporary, bytes, mode).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         // Best effort: the error that counts is the one we return.
@@ -23,6 +25,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         return written;
     }
     File::open(folder)?.sync_all()
+}
+
+/// [`write_atomic`], unless the file holds just that already: a restart on a full disk needs no room.
+pub fn keep(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let same = std::fs::read(path).is_ok_and(|held| held == bytes)
+        && std::fs::metadata(path).is_ok_and(|held| held.permissions().mode() & 0o7777 == mode);
+    if same { Ok(()) } else { write_atomic(path, bytes, mode) }
 }
 
 fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
@@ -86,8 +95,8 @@ pub fn lock(path: &Path) -> Result<FileLock, LockError> {
         }
         Err(errno) => return Err(io_error(errno.into())),
     }
-    file.set_len(0).map_err(io_error)?;
-    writeln!(file, "{}", std::process::id()).map_err(io_error)?;
+    // The lock is what counts; on a full disk the holder's pid is missing from a message.
+    let _unwritten = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).is_err();
     Ok(FileLock { _file: file })
 }
 
@@ -104,6 +113,22 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_written_again() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let inode = || std::fs::metadata(&path).unwrap().ino();
+        keep(&path, b"one", 0o600).unwrap();
+        let first = inode();
+        keep(&path, b"one", 0o600).unwrap();
+        assert_eq!(inode(), first);
+        keep(&path, b"one", 0o644).unwrap();
+        keep(&path, b"two", 0o644).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
     }
 
     #[test]
