@@ -63,6 +63,15 @@ impl Memory {
         }
     }
 
+    /// The wall clock was set, by so much, and is `now_ms` now. What was seen happened as long ago as
+    /// before; for stored times the watch begins anew, so that no deadline has passed unseen.
+    pub fn clock_was_set(&mut self, now_ms: u64, by_ms: i64) {
+        self.started_ms = Some(now_ms);
+        for since in self.healthy_since.values_mut().chain(self.dead_since.values_mut()) {
+            *since = since.saturating_add_signed(by_ms);
+        }
+    }
+
     /// How long we have been able to watch something that began at `since_ms`. A deadline that passed while
     /// control was not running has not been missed by anyone.
     #[must_use]
@@ -92,5 +101,38 @@ impl Memory {
     #[must_use]
     pub fn exits(&self, id: &InstanceId) -> u32 {
         self.exits.get(id).map_or(0, |exits| exits.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::store::objects::PlacementState;
+    use atoll_model::RevisionId;
+
+    #[test]
+    fn a_clock_that_is_set_makes_nobody_late() {
+        let hour_ms = 3_600_000;
+        let placement = Placement {
+            instance: InstanceId::from_parts(1, 1),
+            cluster: "default/shop/web".parse().unwrap(),
+            revision: RevisionId::from_parts(1, 1),
+            region: "fra".parse().unwrap(),
+            host: "fra1-host".parse().unwrap(),
+            state: PlacementState::Run,
+            placed_ms: 10 * hour_ms,
+            state_ms: 10 * hour_ms,
+        };
+        for (now_ms, by_ms) in
+            [(11 * hour_ms + 5_000, hour_ms as i64), (9 * hour_ms + 5_000, -(hour_ms as i64))]
+        {
+            let mut memory = Memory::default();
+            memory.observe(10 * hour_ms, &World::default(), std::iter::once(&placement));
+            memory.clock_was_set(now_ms, by_ms);
+            memory.observe(now_ms, &World::default(), std::iter::once(&placement));
+            assert_eq!(memory.dead_for(&placement.host, now_ms), Some(5_000));
+            assert_eq!(memory.watched_for(placement.placed_ms, now_ms), 0);
+        }
     }
 }

@@ -18,7 +18,7 @@ use atoll_process::Drain;
 use atoll_process::clock::unix_ms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 /// How often it looks while something is under way, and else.
@@ -26,6 +26,8 @@ const BUSY_TICK: Duration = Duration::from_millis(150);
 const IDLE_TICK: Duration = Duration::from_secs(1);
 /// Least time between two looks: changes come in bursts.
 const PAUSE: Duration = Duration::from_millis(20);
+/// More than the wall clock and the monotonic one part by themselves between two looks.
+const CLOCK_SET_MS: u64 = 2_000;
 /// After a failed write.
 const STORE_RETRY: Duration = Duration::from_millis(500);
 /// Longest wait for one edge's answer.
@@ -64,6 +66,22 @@ struct Wishes {
     removed_nodes: BTreeSet<NodeName>,
 }
 
+/// Notices that the wall clock was set: stored times are by it, and waits are not to be.
+#[derive(Debug, Default)]
+struct Clock {
+    last: Option<(u64, Instant)>,
+}
+
+impl Clock {
+    /// By how much it was set since the last call, ms; nothing where it ran as it should.
+    fn set_by(&mut self, now_ms: u64) -> Option<i64> {
+        let (last_ms, at) = self.last.replace((now_ms, Instant::now()))?;
+        let ran_ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let by_ms = now_ms.checked_signed_diff(last_ms.saturating_add(ran_ms))?;
+        (by_ms.unsigned_abs() > CLOCK_SET_MS).then_some(by_ms)
+    }
+}
+
 #[derive(Debug)]
 enum Step {
     Promote(ObjectId),
@@ -78,6 +96,7 @@ impl Reconciler {
     /// Runs until the drain starts.
     pub async fn run(mut self, drain: Drain) {
         let mut revisions = self.store.revisions();
+        let mut clock = Clock::default();
         let mut memory = Memory::default();
         let mut wishes = Wishes::default();
         let mut edges = Edges::new();
@@ -90,7 +109,7 @@ impl Reconciler {
         loop {
             revisions.mark_unchanged();
             self.world.mark_unchanged();
-            let wait = match self.look(&mut memory, &mut wishes, &mut edges).await {
+            let wait = match self.look(&mut clock, &mut memory, &mut wishes, &mut edges).await {
                 Ok(true) => PAUSE,
                 Ok(false) if wishes.is_busy() => BUSY_TICK,
                 Ok(false) => IDLE_TICK,
@@ -115,11 +134,16 @@ impl Reconciler {
     /// One look; true when something was written.
     async fn look(
         &mut self,
+        clock: &mut Clock,
         memory: &mut Memory,
         wishes: &mut Wishes,
         edges: &mut Edges,
     ) -> Result<bool, StoreError> {
         let now_ms = unix_ms();
+        if let Some(by_ms) = clock.set_by(now_ms) {
+            tracing::warn!(by_ms, "the wall clock was set: deadlines are counted anew");
+            memory.clock_was_set(now_ms, by_ms);
+        }
         wishes.refresh(&self.store);
         while let Ok((deploy, answers)) = edges.receiver.try_recv() {
             edges.take(deploy, answers);
