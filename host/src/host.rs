@@ -1,5 +1,6 @@
 //! The host as a role of a node: placements come by gossip, reports go out by it.
 
+mod denials;
 mod node_plane;
 mod placements;
 
@@ -17,6 +18,7 @@ use atoll_identity::Identity;
 use atoll_model::{InstanceId, Kind, NodeName, RegionName, SiteName};
 use atoll_process::files::private_dir;
 use atoll_process::{Drain, Metrics};
+use atoll_wire::sidecar::Denied;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -25,7 +27,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
 
@@ -99,6 +101,7 @@ impl Host {
             private_dir(path).map_err(|source| BindError::Folder { path: path.clone(), source })?;
         }
         let metrics = HostMetrics::new(&handles.metrics);
+        let denied = watch::Sender::new(Vec::new());
         let (sidecars, listener) = Sidecars::bind(&handles.data_dir, metrics.clone())
             .map_err(|source| BindError::Socket { data_dir: handles.data_dir.clone(), source })?;
         let issue = node_plane::issue(handles.node_plane, handles.identity);
@@ -116,9 +119,17 @@ impl Host {
             reporter: reporter(handles.gossip.clone(), handles.name.clone(), Scope::Region(handles.region)),
             metrics,
             board: Arc::default(),
+            denied: denied.subscribe(),
         };
         let view = HostView { board: Arc::clone(&ground.board), socket: ground.sidecars.path().to_owned() };
-        Ok(Bound { ground: Arc::new(ground), name: handles.name, gossip: handles.gossip, listener, view })
+        Ok(Bound {
+            ground: Arc::new(ground),
+            name: handles.name,
+            gossip: handles.gossip,
+            listener,
+            view,
+            denied,
+        })
     }
 }
 
@@ -129,6 +140,7 @@ pub struct Bound {
     gossip: Gossip,
     listener: UnixListener,
     view: HostView,
+    denied: watch::Sender<Vec<Denied>>,
 }
 
 impl fmt::Debug for Bound {
@@ -156,11 +168,13 @@ impl Bound {
         placements::withdraw_stale(&self.gossip, &self.name, &self.view);
         let (orders, inbox) = mpsc::channel(ORDERS);
         let sidecars = Arc::clone(&self.ground.sidecars).serve(self.listener);
+        let denials = denials::follow(self.gossip.subscribe(&denials::KINDS), self.denied);
         let following = placements::follow(subscription, self.name, orders);
         tokio::select! {
             () = fleet.run(inbox, drain) => {}
             () = sidecars => {}
             () = following => {}
+            () = denials => {}
         }
         Ok(())
     }

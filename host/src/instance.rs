@@ -18,7 +18,7 @@ use crate::supervisor::{
 use crate::workload::{Workload, Workloads};
 use atoll_model::{Check, CheckKind, InstanceId, RegionName, SiteName};
 use atoll_process::clock;
-use atoll_wire::sidecar::SidecarState;
+use atoll_wire::sidecar::{Denied, SidecarState};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,8 @@ pub(crate) struct Ground {
     pub(crate) reporter: Reporter,
     pub(crate) metrics: HostMetrics,
     pub(crate) board: Arc<Mutex<BTreeMap<InstanceId, Shown>>>,
+    /// Removed nodes.
+    pub(crate) denied: watch::Receiver<Vec<Denied>>,
 }
 
 impl Ground {
@@ -95,6 +97,7 @@ pub(crate) struct Instance {
     sidecar: Option<Process>,
     sidecar_state: watch::Sender<SidecarState>,
     workload: watch::Receiver<Option<Arc<Workload>>>,
+    denied: watch::Receiver<Vec<Denied>>,
     asked: JoinSet<Event>,
     inbox: mpsc::Receiver<Event>,
     outbox: mpsc::Sender<Event>,
@@ -143,6 +146,7 @@ impl Instance {
         });
         let mut instance = Self {
             workload: ground.workloads.follow(&saved.cluster),
+            denied: ground.denied.clone(),
             target: program.as_ref().map(|process| Target::new(saved.port, process.pid())),
             mark: Mark::default(),
             asked: JoinSet::new(),
@@ -175,6 +179,7 @@ impl Instance {
         }
         self.tell_sidecar();
         self.take_certificate();
+        self.take_denied();
         if let Some(sidecar) = &self.sidecar {
             self.ground.sidecars.register(sidecar.pid(), self.slot());
         }
@@ -219,6 +224,10 @@ impl Instance {
             Some(Ok(event)) = self.asked.join_next() => event,
             Ok(()) = self.workload.changed() => {
                 self.take_certificate();
+                Event::Tick
+            }
+            Ok(()) = self.denied.changed() => {
+                self.take_denied();
                 Event::Tick
             }
             () = due => Event::Tick,
@@ -276,6 +285,11 @@ impl Instance {
             state.key.clone_from(&workload.key);
             state.roots.clone_from(&workload.roots);
         });
+    }
+
+    fn take_denied(&mut self) {
+        let denied = self.denied.borrow_and_update().clone();
+        self.sidecar_state.send_modify(|state| state.denied = denied);
     }
 
     fn tell_sidecar(&self) {

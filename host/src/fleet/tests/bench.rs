@@ -134,6 +134,7 @@ impl Bench {
             reporter: self.reporter(),
             metrics,
             board: Arc::default(),
+            denied: tokio::sync::watch::channel(Vec::new()).1,
         });
         let (trigger, drain) = drain::channel();
         let (orders, inbox) = mpsc::channel(64);
