@@ -128,17 +128,23 @@ pub fn strip_internal(headers: &mut HeaderMap) {
     strip_prefixed(headers, &["atoll-"]);
 }
 
-/// Removes every field whose name begins with one of `prefixes` (lower case).
+/// Removes every field whose name begins with one of `prefixes` (lower case). `_` counts as `-`: programs
+/// that get fields as environment variables can't tell them apart.
 pub(crate) fn strip_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
     // Most messages have none, and then nothing is allocated.
     let found: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| prefixes.iter().any(|prefix| name.as_str().starts_with(prefix)))
+        .filter(|name| prefixes.iter().any(|prefix| begins(name.as_str(), prefix)))
         .cloned()
         .collect();
     for name in found {
         headers.remove(name);
     }
+}
+
+fn begins(name: &str, prefix: &str) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() >= prefix.len() && name.bytes().zip(prefix.bytes()).all(|(a, b)| plain(a) == b)
 }
 
 #[cfg(test)]
@@ -197,7 +203,12 @@ mod tests {
 
     #[test]
     fn internal_fields_are_removed_whatever_their_case() {
-        let mut headers = map(&[("Atoll-Cluster", "x"), ("atoll-anything", "y"), ("atollo", "z")]);
+        let mut headers = map(&[
+            ("Atoll-Cluster", "x"),
+            ("atoll-anything", "y"),
+            ("Atoll_Client-Ip", "y"),
+            ("atollo", "z"),
+        ]);
         strip_internal(&mut headers);
         assert_eq!(headers.len(), 1);
         assert!(headers.contains_key("atollo"));

@@ -31,11 +31,21 @@ pub struct ClientFacts<'a> {
     pub authority: &'a str,
 }
 
-/// Removes what the client says about itself: `X-Forwarded-*`, `X-Real-Ip` and `Forwarded`.
+/// Fields, by how they begin, in which proxies tell who the client is, and which programs believe.
+const CLIENT_FIELDS: [&str; 8] = [
+    "x-forwarded",
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+];
+
+/// Removes what the client says about itself: `X-Forwarded-*`, `Forwarded`, `X-Real-Ip` and their like.
 pub fn strip_forwarded(headers: &mut HeaderMap) {
-    strip_prefixed(headers, &["x-forwarded-"]);
-    headers.remove("x-real-ip");
-    headers.remove("forwarded");
+    strip_prefixed(headers, &CLIENT_FIELDS);
 }
 
 /// Says who the client is: `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded` (RFC 7239).
@@ -143,6 +153,9 @@ mod tests {
         headers.insert("x-forwarded-for", "6.6.6.6".parse().unwrap());
         headers.insert("x-forwarded-anything", "x".parse().unwrap());
         headers.insert("forwarded", "for=6.6.6.6".parse().unwrap());
+        for name in ["x-real-ip", "x_forwarded_for", "X_Real-IP", "true-client-ip", "cf-connecting-ip"] {
+            headers.insert(name.parse::<HeaderName>().unwrap(), "6.6.6.6".parse().unwrap());
+        }
         strip_forwarded(&mut headers);
         assert!(headers.is_empty());
         let ip = "2001:db8::1".parse().unwrap();
