@@ -18,6 +18,10 @@ use tracing::{debug, warn};
 /// Of our own fields the instance sees these alone.
 const SHOWN: [HeaderName; 3] = [headers::EDGE, headers::REGION, headers::CLIENT_IP];
 
+/// How long an instance may say nothing within a response. Streams of events are silent for long; one
+/// that is so for ever would hold its places at every hop.
+const SILENCE_MAX: Duration = Duration::from_secs(3600);
+
 /// Answers what gateways send.
 #[derive(Debug)]
 pub(crate) struct Inbound {
@@ -182,7 +186,8 @@ impl Inbound {
         self.authorize(&exchange)?;
         let in_flight = self.admit()?;
         let pool = self.pool.borrow().clone().ok_or(unsent(Reason::InstanceUnreachable))?;
-        let timeouts = SendTimeouts { head: self.serving.borrow().response_timeout, body_idle: None };
+        let head = self.serving.borrow().response_timeout;
+        let timeouts = SendTimeouts { head, body_idle: Some(SILENCE_MAX) };
         let started = Instant::now();
         let mut response = pool.send(for_instance(exchange.request), timeouts).await.map_err(|error| {
             debug!(%error, "the instance did not answer");
