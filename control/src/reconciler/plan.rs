@@ -194,11 +194,14 @@ impl<'a> InRegion<'a> {
         let missing = want.saturating_sub(self.new.len());
         // What drains still holds resources, but can't serve: it counts for one at most.
         let running = self.new.len() + self.old.len() + self.draining.min(1);
-        let room = (want + 1).saturating_sub(running);
+        // Where there are more old ones than are wanted now, one above them makes the beginning.
+        let begins = self.draining == 0 && self.settled(situation) == self.new.len();
+        let room = (want + 1).saturating_sub(running).max(usize::from(begins));
         for _ in 0..missing.min(room) {
             let hosts = situation.hosts(region);
-            let Some(host) = hosts.min_by_key(|host| load.rank(&service.cluster, host)) else { return };
-            load.add(&service.cluster, host);
+            let rank = |host: &&NodeName| load.rank(&service.cluster, &target.revision, host);
+            let Some(host) = hosts.min_by_key(rank) else { return };
+            load.add(&service.cluster, &target.revision, host);
             actions.push(Action::Place {
                 cluster: service.cluster.clone(),
                 revision: target.revision.clone(),
@@ -284,6 +287,7 @@ impl Situation<'_> {
 /// How many instances each host has, so that they spread.
 #[derive(Debug, Default)]
 struct Load {
+    of_revision: BTreeMap<(RevisionId, NodeName), usize>,
     of_service: BTreeMap<(ClusterName, NodeName), usize>,
     of_host: BTreeMap<NodeName, usize>,
 }
@@ -293,19 +297,23 @@ impl Load {
         let mut load = Self::default();
         for service in wanted {
             for placed in &service.placed {
-                load.add(&service.cluster, &placed.placement.host);
+                load.add(&service.cluster, &placed.placement.revision, &placed.placement.host);
             }
         }
         load
     }
 
-    fn add(&mut self, cluster: &ClusterName, host: &NodeName) {
+    fn add(&mut self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) {
+        *self.of_revision.entry((revision.clone(), host.clone())).or_default() += 1;
         *self.of_service.entry((cluster.clone(), host.clone())).or_default() += 1;
         *self.of_host.entry(host.clone()).or_default() += 1;
     }
 
-    fn rank(&self, cluster: &ClusterName, host: &NodeName) -> (usize, usize) {
-        let of_service = self.of_service.get(&(cluster.clone(), host.clone())).copied().unwrap_or(0);
-        (of_service, self.of_host.get(host).copied().unwrap_or(0))
+    /// Least first. The revision comes first: the old one's instances are about to go.
+    fn rank(&self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) -> (usize, usize, usize) {
+        let of_revision = self.of_revision.get(&(revision.clone(), host.clone()));
+        let of_service = self.of_service.get(&(cluster.clone(), host.clone()));
+        let count = |found: Option<&usize>| found.copied().unwrap_or(0);
+        (count(of_revision), count(of_service), count(self.of_host.get(host)))
     }
 }

@@ -123,6 +123,28 @@ fn a_scale_down_drains_what_is_too_many() {
 }
 
 #[test]
+fn a_new_revision_with_fewer_instances_takes_over() {
+    let mut simulation = deployed(&[("fra", 5), ("was", 2)]);
+    simulation.target = Some((2, regions(&[("fra", 2), ("was", 1)])));
+    simulation.until(60_000, |s| {
+        assert!(s.serving("fra") >= 2 && s.serving("was") >= 1, "{:#?}", s.log);
+        s.settled(2)
+    });
+    simulation.until(20_000, |s| s.placements.len() == 3);
+    assert_eq!((simulation.healthy("fra", 2), simulation.healthy("was", 2)), (2, 1));
+}
+
+#[test]
+fn a_roll_spreads_over_the_hosts_again() {
+    let mut simulation = deployed(&[("fra", 2)]);
+    simulation.target = Some((2, regions(&[("fra", 2)])));
+    simulation.until(30_000, |s| s.settled(2) && s.placements.len() == 2);
+    let hosts: std::collections::BTreeSet<_> =
+        simulation.placements.values().map(|p| p.host.as_str()).collect();
+    assert_eq!(hosts.len(), 2, "{hosts:?}");
+}
+
+#[test]
 fn a_region_is_left_only_when_the_others_can_serve() {
     let mut simulation = deployed(&[("fra", 1)]);
     simulation.log.clear();
