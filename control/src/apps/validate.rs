@@ -3,7 +3,7 @@
 
 use super::Context;
 use crate::apps::records::domain_of;
-use atoll_model::manifest::{CompiledApp, INSTANCES_MAX, LABEL_BYTES_MAX, SERVICES_MAX};
+use atoll_model::manifest::{CompiledApp, INSTANCES_MAX, LABEL_BYTES_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
 use atoll_model::{CheckKind, RegionName, ServiceName, ServiceSpec};
 use serde::Serialize;
 
@@ -53,6 +53,12 @@ fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &m
     }
     if spec.drain_ms > DRAIN_MS_MAX {
         faults.add(at("drain_ms"), "an instance may drain for an hour at most");
+    }
+    let bytes = spec.text_bytes();
+    if bytes > SPEC_BYTES_MAX {
+        let most = SPEC_BYTES_MAX / 1024;
+        let message = format!("its command, environment and labels have {bytes} bytes; at most {most} KiB fit");
+        faults.add(format!("services.{name}"), message);
     }
     if spec.regions.is_empty() {
         faults.add(at("regions"), "it runs in no region: name at least one");
