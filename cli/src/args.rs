@@ -172,6 +172,9 @@ pub struct SidecarArgs {
     /// The instance it stands beside.
     #[arg(long)]
     pub instance: String,
+    /// Where it takes connections from gateways; the port is picked.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub listen: IpAddr,
 }
 
 /// `atoll deploy`

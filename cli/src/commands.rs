@@ -73,7 +73,9 @@ fn node(args: crate::args::NodeArgs) -> Outcome<ExitCode> {
 fn sidecar(args: crate::args::SidecarArgs) -> Outcome<ExitCode> {
     atoll_process::logging::init(atoll_process::logging::Format::Auto);
     let instance = args.instance.parse().map_err(|_| Failure::usage("`--instance` is no instance's id"))?;
-    atoll_sidecar::run_process(atoll_sidecar::Config::new(args.socket, instance))
+    let config =
+        atoll_sidecar::Config { listen: args.listen, ..atoll_sidecar::Config::new(args.socket, instance) };
+    atoll_sidecar::run_process(config)
         .map(|()| ExitCode::SUCCESS)
         .map_err(|error| Failure::failed(chain(&error)))
 }

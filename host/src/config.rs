@@ -1,11 +1,15 @@
 //! What an operator may set about a host.
 
 use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The section `[host]` of a node's configuration. Every value has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Where sidecars take connections from the region's gateways. An address that gateways on other
+    /// machines reach, where there are any. Default 127.0.0.1.
+    pub sidecar_listen: IpAddr,
     /// Instances end with the host (as `atoll dev` wants it) instead of outliving it. Default false.
     pub stop_instances_on_exit: bool,
     /// How long a program may take to end after SIGTERM before SIGKILL, ms. Default 5000.
@@ -28,6 +32,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            sidecar_listen: Ipv4Addr::LOCALHOST.into(),
             stop_instances_on_exit: false,
             stop_grace_ms: 5_000,
             exit_grace_ms: 2_000,

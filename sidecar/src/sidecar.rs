@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::host_link::keep_linked;
 use crate::inbound::Inbound;
-use crate::state::{apply_material, serving};
+use crate::state::{apply_denied, apply_material, serving};
 use atoll_identity::{Identity, PeerPolicy};
 use atoll_model::{Role, Roles};
 use atoll_process::Metrics;
@@ -140,6 +140,7 @@ async fn first_state(
         };
         match apply_material(None, &state).and_then(|made| Ok((made, serving(&state)?))) {
             Ok((Some(identity), serving)) => {
+                apply_denied(&identity, &state);
                 states.mark_changed();
                 return Some((identity, serving));
             }
@@ -246,6 +247,7 @@ impl Bound {
         if let Err(error) = apply_material(Some(&self.identity), &state) {
             error!(error = chain(&error), "the new certificate can't be used; the old one stays");
         }
+        apply_denied(&self.identity, &state);
         match serving(&state) {
             Ok(serving) => self.inbound.update(serving),
             Err(error) => error!(error = chain(&error), "the host's state can't be used"),

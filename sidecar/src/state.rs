@@ -92,3 +92,13 @@ pub(crate) fn apply_material(
         None => Ok(Some(Identity::new(material)?)),
     }
 }
+
+/// Cuts the connections of removed nodes, and takes no new ones. An id that can't be read is none that a
+/// certificate could have.
+pub(crate) fn apply_denied(identity: &Identity, state: &SidecarState) {
+    let denied = state.denied.iter().filter_map(|denied| {
+        let before = if denied.before_epoch == 0 { u64::MAX } else { denied.before_epoch };
+        SpiffeId::parse(&denied.spiffe_id).ok().map(|id| (id, before))
+    });
+    identity.connections().set_denied_before(denied);
+}

@@ -10,7 +10,7 @@ use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendFault, SendTi
 use atoll_proxy::{Body, ProxyMetrics};
 use atoll_sidecar::{Config, Sidecar};
 use atoll_wire::Message as _;
-use atoll_wire::sidecar::{SidecarState, SidecarStatus};
+use atoll_wire::sidecar::{Denied, SidecarState, SidecarStatus};
 use http_body_util::BodyExt as _;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -282,6 +282,35 @@ fn others_than_gateways_are_refused_in_the_handshake() {
             );
         }
         assert!(world.heads.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_removed_gateway_is_cut_and_not_let_in_again() {
+    run(async {
+        let mut world = World::new(|_| {}).await;
+        let gateway = world.peer(Role::Gateway);
+        assert_eq!(ask(&gateway, get("/")).await.status(), 200);
+        let denied = |before_epoch| Denied {
+            spiffe_id: "spiffe://atoll.test/node/fra1/fra1-gateway".to_owned(),
+            before_epoch,
+        };
+        // Its certificate is of epoch 1: what ends before that does not mean it.
+        world.tell(|state| state.denied = vec![denied(1)]);
+        assert_eq!(ask(&world.peer(Role::Gateway), get("/")).await.status(), 200);
+        world.tell(|state| state.denied = vec![denied(2)]);
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while gateway.send(get("/"), SendTimeouts::default()).await.is_ok() {}
+        })
+        .await
+        .expect("the open connection is cut");
+        assert!(world.peer(Role::Gateway).send(get("/"), SendTimeouts::default()).await.is_err());
+        world.tell(|state| state.denied.clear());
+        tokio::time::timeout(Duration::from_secs(10), async {
+            while world.peer(Role::Gateway).send(get("/"), SendTimeouts::default()).await.is_err() {}
+        })
+        .await
+        .expect("it is let in again once it is not denied any more");
     });
 }
 

@@ -142,7 +142,12 @@ fn bind_host(ground: &Ground, node_plane: Channel) -> anyhow::Result<atoll_host:
         gossip: ground.gossip.clone(),
         metrics: ground.metrics.clone(),
         node_plane,
-        sidecar_command: vec![executable.to_string_lossy().into_owned(), "sidecar".to_owned()],
+        sidecar_command: vec![
+            executable.to_string_lossy().into_owned(),
+            "sidecar".to_owned(),
+            "--listen".to_owned(),
+            config.host.sidecar_listen.to_string(),
+        ],
     };
     Host::bind(config.host.clone(), handles).context("the role host cannot start")
 }
