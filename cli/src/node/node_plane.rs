@@ -1,7 +1,7 @@
 //! How a node reaches control's node plane: one channel over mutual TLS that reconnects by itself and
 //! takes control's addresses in turn.
 
-use atoll_identity::{ConnectionGuard, Identity, PeerPolicy, mesh_server_name};
+use atoll_identity::{ConnectionGuard, CutStream, Identity, PeerPolicy, mesh_server_name};
 use atoll_model::{Role, Roles};
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -46,6 +45,9 @@ fn lazy(connector: Connector) -> Channel {
         .connect_with_connector_lazy(connector)
 }
 
+/// Ends when control is denied.
+type Connection = CutStream<TlsStream<TcpStream>>;
+
 #[derive(Clone)]
 struct Connector {
     addresses: Arc<[SocketAddr]>,
@@ -66,7 +68,7 @@ impl Connector {
         Self { addresses: addresses.into(), next: Arc::default(), tls: tls.into(), identity }
     }
 
-    async fn connect(self) -> io::Result<Guarded> {
+    async fn connect(self) -> io::Result<Connection> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let address = self
             .addresses
@@ -75,11 +77,13 @@ impl Connector {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let stream = self.tls.connect(mesh_server_name(), stream).await?;
-        let guard = match &self.identity {
-            Some(identity) => Some(admit(identity, &stream)?),
-            None => None,
-        };
-        Ok(Guarded::new(stream, guard))
+        match &self.identity {
+            Some(identity) => {
+                let guard = admit(identity, &stream)?;
+                Ok(CutStream::guarded(stream, guard))
+            }
+            None => Ok(CutStream::uncut(stream)),
+        }
     }
 }
 
@@ -90,9 +94,9 @@ fn admit(identity: &Identity, stream: &TlsStream<TcpStream>) -> io::Result<Conne
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<Guarded>;
+    type Response = TokioIo<Connection>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Guarded>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Connection>>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -104,50 +108,5 @@ impl tower_service::Service<Uri> for Connector {
             let connected = tokio::time::timeout(CONNECT_TIMEOUT, connector.connect()).await;
             connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
         })
-    }
-}
-
-/// A stream that fails once its guard is cut.
-pub struct Guarded {
-    stream: TlsStream<TcpStream>,
-    cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-}
-
-impl Guarded {
-    fn new(stream: TlsStream<TcpStream>, guard: Option<ConnectionGuard>) -> Self {
-        let wait = |guard: ConnectionGuard| -> Pin<Box<dyn Future<Output = ()> + Send>> {
-            Box::pin(async move { guard.cut().await })
-        };
-        Self { stream, cut: guard.map(wait) }
-    }
-}
-
-impl AsyncRead for Guarded {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(cut) = &mut self.cut
-            && cut.as_mut().poll(cx).is_ready()
-        {
-            self.cut = None;
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Guarded {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -57,7 +57,8 @@ fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &m
     let bytes = spec.text_bytes();
     if bytes > SPEC_BYTES_MAX {
         let most = SPEC_BYTES_MAX / 1024;
-        let message = format!("its command, environment and labels have {bytes} bytes; at most {most} KiB fit");
+        let message =
+            format!("its command, environment and labels have {bytes} bytes; at most {most} KiB fit");
         faults.add(format!("services.{name}"), message);
     }
     if spec.regions.is_empty() {

@@ -1,8 +1,7 @@
 //! Connections of the node plane: TLS with our own check of the client, who may be nobody yet.
 
-use atoll_identity::{ConnectionGuard, Identity, PeerIdentity};
+use atoll_identity::{ConnectionGuard, CutStream, Identity, PeerIdentity};
 use atoll_process::Drain;
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -32,9 +31,8 @@ pub(super) struct Peer {
 
 /// An encrypted connection that ends when its peer is denied.
 pub(super) struct MeshStream {
-    tls: TlsStream<TcpStream>,
+    stream: CutStream<TlsStream<TcpStream>>,
     peer: Peer,
-    cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
@@ -78,8 +76,8 @@ pub(super) async fn accept(
             let handshake =
                 tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(stream, address, acceptor, identity));
             match handshake.await {
-                Ok(Ok((tls, peer, cut))) => {
-                    let stream = MeshStream { tls, peer, cut, _permit: permit };
+                Ok(Ok((stream, peer))) => {
+                    let stream = MeshStream { stream, peer, _permit: permit };
                     let _ended = accepted.send(Ok(stream)).await.is_err();
                 }
                 // Anybody who can reach the port can cause this: no line for each.
@@ -90,24 +88,21 @@ pub(super) async fn accept(
     }
 }
 
-type Cut = Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
-
 async fn handshake(
     stream: TcpStream,
     address: SocketAddr,
     acceptor: TlsAcceptor,
     identity: Identity,
-) -> io::Result<(TlsStream<TcpStream>, Peer, Cut)> {
+) -> io::Result<(CutStream<TlsStream<TcpStream>>, Peer)> {
     stream.set_nodelay(true)?;
     let tls = acceptor.accept(stream).await?;
     let Some(certificates) = tls.get_ref().1.peer_certificates().filter(|list| !list.is_empty()) else {
-        let cut: Cut = Some(Box::pin(tokio::time::sleep(ANONYMOUS_LIFE)));
-        return Ok((tls, Peer { identity: None, address }, cut));
+        let stream = CutStream::new(tls, tokio::time::sleep(ANONYMOUS_LIFE));
+        return Ok((stream, Peer { identity: None, address }));
     };
     let peer = Identity::peer_of(certificates).map_err(io::Error::other)?;
     let guard: ConnectionGuard = identity.connections().admit(&peer).map_err(io::Error::other)?;
-    let cut: Cut = Some(Box::pin(async move { guard.cut().await }));
-    Ok((tls, Peer { identity: Some(Arc::new(peer)), address }, cut))
+    Ok((CutStream::guarded(tls, guard), Peer { identity: Some(Arc::new(peer)), address }))
 }
 
 impl Connected for MeshStream {
@@ -123,24 +118,18 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(cut) = &mut self.cut
-            && cut.as_mut().poll(cx).is_ready()
-        {
-            self.cut = None;
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.tls).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for MeshStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

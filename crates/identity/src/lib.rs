@@ -15,6 +15,7 @@
 
 pub mod certificate;
 pub mod connections;
+mod cut;
 pub mod extension;
 pub mod identity;
 pub mod keys;
@@ -30,6 +31,7 @@ mod testing;
 
 pub use certificate::{CertificateFault, PeerIdentity};
 pub use connections::{ConnectionGuard, Denied, LiveConnections};
+pub use cut::CutStream;
 pub use extension::{ATOLL_EXTENSION, AtollExtension, ExtensionError, RECORD_SIGNING};
 pub use identity::{
     ClientAuth, Identity, IdentityError, MESH_SERVER_NAME, anonymous_client_config, crypto_provider,
