@@ -49,7 +49,9 @@ pub struct Edge {
 }
 
 impl Edge {
-    const fn healthy(&self) -> bool {
+    /// Whether clients are to be sent there.
+    #[must_use]
+    pub const fn healthy(&self) -> bool {
         self.alive && !self.draining
     }
 }
