@@ -3,6 +3,7 @@
 mod attach;
 pub mod config;
 mod denials;
+mod dns;
 mod facts;
 mod identity;
 mod node_plane;

@@ -5,8 +5,8 @@ use super::settings::Settings;
 use crate::args::edge_ip;
 use crate::failure::{self, Failure, Outcome};
 use crate::node::config::{
-    AdminConfig, CaConfig, ControlConfig, EdgeConfig, GatewayConfig, GossipConfig, HostConfig, JoinConfig,
-    NodeConfig,
+    AdminConfig, CaConfig, ControlConfig, DnsConfig, EdgeConfig, GatewayConfig, GossipConfig, HostConfig,
+    JoinConfig, NodeConfig,
 };
 use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
 use atoll_process::files;
@@ -91,6 +91,7 @@ impl Layout {
             regions: settings.regions.clone(),
             ..ControlConfig::default()
         };
+        control.config.dns = build.dns("dns", LOOPBACK)?;
         let ca = CaConfig::default();
         control.config.ca = CaConfig {
             node_certificate_s: settings.node_certificate_s.unwrap_or(ca.node_certificate_s),
@@ -101,6 +102,7 @@ impl Layout {
         for (region, (http, https)) in settings.regions.iter().zip(public) {
             let mut edge = build.node(region, Role::Edge)?;
             edge.config.edge = build.edge(region, http, https);
+            edge.config.dns = build.dns(&format!("{region}-dns"), https.ip())?;
             nodes.push(edge);
             let mut gateway = build.node(region, Role::Gateway)?;
             let listen = build.ports.pick(&format!("{region}-gateway"), LOOPBACK)?;
@@ -184,11 +186,17 @@ impl Builder<'_> {
                 gateway: GatewayConfig::default(),
                 host: HostConfig::default(),
                 control: ControlConfig::default(),
+                dns: DnsConfig::default(),
                 ca: CaConfig::default(),
                 drain_ms: DRAIN_MS,
                 name,
             },
         })
+    }
+
+    fn dns(&mut self, purpose: &str, ip: IpAddr) -> Outcome<DnsConfig> {
+        let listen = vec![self.ports.pick(purpose, ip)?];
+        Ok(DnsConfig { listen, zone: Some(ZONE.to_owned()), ..DnsConfig::default() })
     }
 
     fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {

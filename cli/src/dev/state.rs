@@ -69,8 +69,7 @@ pub fn dev_json(layout: &Layout, token: &str, pids: &BTreeMap<String, u32>) -> V
     json!({
         "api": layout.api_url(),
         "token": token,
-        // The platform answers no DNS queries yet.
-        "dns": null,
+        "dns": layout.control().and_then(|node| node.config.dns.listen.first()).map(ToString::to_string),
         "public_ca": layout.public_ca,
         "edges": edges.collect::<Vec<_>>(),
         "nodes": nodes.collect::<Vec<_>>(),

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub use atoll_control::Config as ControlConfig;
 /// `[gateway]`
 pub use atoll_core_gateway::Config as GatewayConfig;
+/// `[dns]`
+pub use atoll_dns::Config as DnsConfig;
 /// `[edge]`
 pub use atoll_edge::Config as EdgeConfig;
 /// `[host]`
@@ -57,6 +59,9 @@ pub struct NodeConfig {
     /// The role control.
     #[serde(default)]
     pub control: ControlConfig,
+    /// DNS for the platform's zone, on nodes with the role control or edge.
+    #[serde(default)]
+    pub dns: DnsConfig,
     /// The mesh CA, which a control node holds.
     #[serde(default)]
     pub ca: CaConfig,
@@ -194,7 +199,7 @@ impl NodeConfig {
         if self.ca.node_certificate_s < 2 || self.ca.workload_certificate_s < 2 {
             return Err("certificates must live for at least 2 seconds".to_owned());
         }
-        Ok(())
+        super::dns::check(self)
     }
 
     /// Whether `newer` differs in more than what a running node takes over: the drain time and the place.

@@ -9,7 +9,7 @@ use atoll_model::{Kind, Role};
 use atoll_process::Drain;
 use atoll_process::clock::unix_ms;
 use atoll_wire::record::{ApplyError, NodeFacts};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// How often the facts are looked at; what has not changed is not said again.
@@ -24,6 +24,10 @@ pub struct Addresses {
     pub edge_http: Option<SocketAddr>,
     /// HTTPS.
     pub edge_https: Option<SocketAddr>,
+    /// By which clients reach the edge.
+    pub public: Vec<IpAddr>,
+    /// At which the node answers DNS.
+    pub dns: Vec<IpAddr>,
     /// Admin (loopback).
     pub admin: Option<SocketAddr>,
 }
@@ -106,6 +110,8 @@ fn facts(config: &NodeConfig, addresses: &Addresses, gossip: &Gossip) -> NodeFac
         gateway_address: text(addresses.gateway),
         edge_http_address: text(addresses.edge_http),
         edge_https_address: text(addresses.edge_https),
+        public_addresses: addresses.public.iter().map(ToString::to_string).collect(),
+        dns_addresses: addresses.dns.iter().map(ToString::to_string).collect(),
         admin_address: text(addresses.admin),
         wire_version_min: 1,
         wire_version_max: 1,

@@ -2,6 +2,7 @@
 
 use super::attach::Answers;
 use super::config::NodeConfig;
+use super::dns::{self, Dns};
 use super::facts::Addresses;
 use super::node_plane;
 use super::ports::{Ports, Transport};
@@ -52,6 +53,7 @@ pub struct Roles {
     gateway: Option<atoll_core_gateway::Bound>,
     edge: Option<atoll_edge::Bound>,
     host: Option<atoll_host::Bound>,
+    dns: Option<Dns>,
     serving: Option<Serving>,
     gateway_view: Option<atoll_core_gateway::Serving>,
     host_view: Option<HostView>,
@@ -73,10 +75,13 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
     let edge = if config.roles.has(Role::Edge) { Some(bind_edge(ground, node_plane.clone())?) } else { None };
     let (serving, host_view) =
         (edge.as_ref().map(atoll_edge::Bound::serving), host.as_ref().map(atoll_host::Bound::view));
+    let dns = Dns::bind(ground)?;
     let addresses = Addresses {
         gateway: gateway.as_ref().map(|gateway| config.gateway.advertise.unwrap_or(gateway.address)),
         edge_http: edge.as_ref().and_then(|edge| edge.http.first().copied()),
         edge_https: edge.as_ref().and_then(|edge| edge.https.first().copied()),
+        public: edge.as_ref().map(|edge| dns::advertised(config, &edge.https)).unwrap_or_default(),
+        dns: dns.as_ref().map(|dns| dns::advertised(config, dns.addresses())).unwrap_or_default(),
         admin: None,
     };
     Ok(Roles {
@@ -89,6 +94,7 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
         gateway,
         edge,
         host,
+        dns,
         serving,
         host_view,
     })
@@ -268,6 +274,9 @@ impl Roles {
         }
         if let Some(edge) = self.edge {
             roles.spawn(async move { ended("edge", edge.run().await) });
+        }
+        if let Some(dns) = self.dns {
+            dns.run();
         }
         Running { roles }
     }
