@@ -65,12 +65,10 @@ impl Book {
     }
 
     /// A node's facts, signed in `epoch`, or that it has none any more. `edge` is whether its certificate
-    /// says that it is one: what a node says of its roles is not asked.
-    pub(crate) fn node(&mut self, name: NodeName, epoch: u64, edge: bool, facts: Option<&NodeFacts>) {
-        let Some(facts) = facts else {
-            self.nodes.remove(&name);
-            return;
-        };
+    /// says that it is one: what a node says of its roles is not asked. Tells whether that changes a zone: what
+    /// nodes say anew is most often how far they have applied desired state.
+    pub(crate) fn node(&mut self, name: NodeName, epoch: u64, edge: bool, facts: Option<&NodeFacts>) -> bool {
+        let Some(facts) = facts else { return self.nodes.remove(&name).is_some() };
         let public = if edge { public_addresses(facts) } else { Vec::new() };
         let node = Node {
             epoch,
@@ -79,7 +77,7 @@ impl Book {
             place: Place::new(facts.latitude, facts.longitude),
             draining: facts.draining,
         };
-        self.nodes.insert(name, node);
+        self.nodes.insert(name, node.clone()) != Some(node)
     }
 
     /// That a node was removed: what it signed in epochs below `before` (0: ever) counts no more. Nothing:
@@ -225,6 +223,17 @@ mod tests {
         assert_eq!(given(&mut book, &["was1-edge"]), ["10.0.0.2"]);
         assert_eq!(given(&mut book, &[]), ["10.0.0.2", "10.0.0.1"], "the one that was good last is first");
         assert_eq!(given(&mut book, &["fra1-edge"]), ["10.0.0.1"]);
+    }
+
+    #[test]
+    fn what_a_zone_does_not_say_changes_none() {
+        let mut book = two();
+        let mut said = |facts: &NodeFacts| book.node("fra1-edge".parse().unwrap(), 5, true, Some(facts));
+        assert!(!said(&NodeFacts { applied_version: 9, ..facts("10.0.0.1", 8.0) }));
+        assert!(said(&NodeFacts { draining: true, ..facts("10.0.0.1", 8.0) }));
+        assert!(said(&facts("10.0.0.9", 8.0)));
+        assert!(book.node("fra1-edge".parse().unwrap(), 5, true, None));
+        assert!(!book.node("fra1-edge".parse().unwrap(), 5, true, None));
     }
 
     #[test]

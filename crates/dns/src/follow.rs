@@ -45,9 +45,11 @@ async fn follow(mut book: Book, gossip: Gossip, current: CurrentZone, metrics: D
     let mut changes = gossip.subscribe(&[Kind::VIRTUAL_HOST, Kind::NODE, Kind::DENIAL]);
     let mut members = gossip.members();
     loop {
+        let mut is_new = true;
         tokio::select! {
             changed = changes.next() => match changed {
-                Some(entries) => entries.iter().for_each(|entry| take(&mut book, entry)),
+                // Each is taken, whatever the others change.
+                Some(entries) => is_new = entries.iter().fold(false, |new, entry| take(&mut book, entry) | new),
                 // Gossip is closed: the node ends, and what was true last is as good as anything.
                 None => return drain.forced().await,
             },
@@ -60,7 +62,11 @@ async fn follow(mut book: Book, gossip: Gossip, current: CurrentZone, metrics: D
         let (epoch, revision) = gossip.desired_version(&Scope::Global);
         // A serial is 32 bits and wraps (RFC 1982).
         let serial = u32::try_from(revision & u64::from(u32::MAX)).unwrap_or_default();
-        let zone = book.zone(|name| alive.find(name).is_some(), serial, epoch > 0);
+        let (now, known) = (current.load(), epoch > 0);
+        if !is_new && now.serial == serial && (now.known || !known) {
+            continue;
+        }
+        let zone = book.zone(|name| alive.find(name).is_some(), serial, known);
         metrics.names.set(i64::try_from(zone.names.len()).unwrap_or(i64::MAX));
         let addresses = zone.serving.v4.len() + zone.serving.v6.len();
         metrics.addresses.set(i64::try_from(addresses).unwrap_or(i64::MAX));
@@ -73,25 +79,29 @@ async fn follow(mut book: Book, gossip: Gossip, current: CurrentZone, metrics: D
     }
 }
 
-fn take(book: &mut Book, entry: &Entry) {
+/// Writes down what a record says, and tells whether that may change the zone.
+fn take(book: &mut Book, entry: &Entry) -> bool {
     match entry.kind {
-        Kind::VIRTUAL_HOST if entry.deleted => book.virtual_host(&entry.key, None),
-        Kind::VIRTUAL_HOST => match entry.decode::<VirtualHost>() {
-            Ok(host) => book.virtual_host(&entry.key, Some(host)),
-            // The last one that was understood stays.
-            Err(cause) => {
-                warn!(key = %entry.key, %cause, "a virtual host that this version does not understand")
+        Kind::VIRTUAL_HOST => {
+            match entry.decode::<VirtualHost>() {
+                Ok(host) => book.virtual_host(&entry.key, Some(host).filter(|_| !entry.deleted)),
+                // The last one that was understood stays.
+                Err(cause) => {
+                    warn!(key = %entry.key, %cause, "a virtual host that this version does not understand");
+                }
             }
-        },
+            true
+        }
         Kind::NODE => {
-            let Ok(name) = NodeName::new(&*entry.key) else { return };
+            let Ok(name) = NodeName::new(&*entry.key) else { return false };
             let facts = entry.decode::<NodeFacts>().ok().filter(|_| !entry.deleted);
-            book.node(name, entry.epoch, entry.signer.roles.has(Role::Edge), facts.as_ref());
+            book.node(name, entry.epoch, entry.signer.roles.has(Role::Edge), facts.as_ref())
         }
         Kind::DENIAL => {
             let denial = entry.decode::<Denial>().ok().filter(|_| !entry.deleted);
             book.denial(&entry.key, denial.map(|denial| denial.before_epoch));
+            true
         }
-        _ => {}
+        _ => false,
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, UdpSocket};
 /// Tries to find a port that is free for both UDP and TCP.
 const PORT_TRIES: usize = 64;
 const BACKLOG: i32 = 128;
+const UDP_RECEIVE_BYTES: usize = 1 << 20;
 
 /// An address that can't be listened at.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +149,8 @@ fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn udp_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = socket(address, Type::DGRAM, Protocol::UDP)?;
+    // A burst of some thousand queries waits rather than is lost. The kernel may give less.
+    socket.set_recv_buffer_size(UDP_RECEIVE_BYTES)?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
 }
