@@ -165,8 +165,10 @@ fn wrong_variable(text: &str, env: &BTreeMap<String, String>, siblings: &[&str])
         name.strip_suffix("_URL")
             .is_some_and(|prefix| siblings.iter().any(|s| s.to_uppercase().replace('-', "_") == prefix))
     };
-    let unknown =
-        names.into_iter().find(|name| !GIVEN.contains(name) && !env.contains_key(*name) && !url_of(name))?;
+    let unknown = names.into_iter().find(|name| !GIVEN.contains(name) && !env.contains_key(*name))?;
+    if url_of(unknown) {
+        return Some(format!("`${unknown}`: calls between services are not supported yet"));
+    }
     let near = GIVEN
         .iter()
         .copied()

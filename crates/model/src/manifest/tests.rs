@@ -72,7 +72,7 @@ regions = { was = { min = 0, max = 0 }, sin = { min = 2 } }
 kind = "tcp"
 every = "250ms"
 [service.api]
-run = ["./api", "$WEB_URL"]
+run = ["./api"]
 "#;
     let app = read(text).unwrap().compile();
     let web = &app.services["web"];
@@ -84,6 +84,14 @@ run = ["./api", "$WEB_URL"]
     assert_eq!(names, ["fra", "sin"]);
     assert_eq!(app.services["api"].env["WHO"], "app");
     assert_eq!(app.services["api"].regions.len(), 2);
+}
+
+#[test]
+fn what_nothing_sets_yet_is_an_error() {
+    let text = "manifest = 1\napp = \"shop\"\nregions = { fra = { min = 1 } }\n\
+                [service.web]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\", \"$WEB_URL\"]\n";
+    let errors = read(text).unwrap_err();
+    assert!(errors[0].to_string().contains("calls between services are not supported yet"), "{}", errors[0]);
 }
 
 #[test]
