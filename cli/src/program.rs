@@ -66,6 +66,7 @@ mod tests {
             drain_ms: 0,
             checks: Vec::new(),
             regions: BTreeMap::new(),
+            ..ServiceSpec::default()
         })
     }
 

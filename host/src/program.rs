@@ -94,6 +94,7 @@ mod tests {
             drain_ms: 0,
             checks: Vec::new(),
             regions: BTreeMap::new(),
+            ..ServiceSpec::default()
         }
     }
 

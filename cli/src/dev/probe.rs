@@ -88,6 +88,7 @@ fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledA
         drain_ms: 0,
         checks: vec![check.clone()],
         regions: BTreeMap::from([(region.clone(), Scale { min: 1, max: 1 })]),
+        ..ServiceSpec::default()
     };
     // A region's name is a service's name too: both follow the same rule.
     let service = |region: &RegionName| Ok((ServiceName::new(region.as_str()).map_err(wrong)?, spec(region)));

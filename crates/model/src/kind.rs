@@ -52,6 +52,8 @@ impl Kind {
     /// A removed node, for the region's scope, whose hosts are not in the global one. Key: the node's name.
     /// Body: `Denial`.
     pub const REGION_DENIAL: Self = Self(REGION | 4 << 8 | 2);
+    /// What the hosts of a region must know of a cluster that runs there. Key: its name. Body: `RegionCluster`.
+    pub const REGION_CLUSTER: Self = Self(REGION | 4 << 8 | 3);
     /// Where an instance is to run. Key: `host/instance`. Body: `Placement`.
     pub const PLACEMENT: Self = Self(REGION | 4 << 8 | 1);
 

@@ -8,12 +8,14 @@
 mod duration;
 mod error;
 mod expand;
+mod mesh;
 mod section;
 mod service;
 
 pub use duration::{DURATION_MS_MAX, DurationError, parse_duration_ms};
 pub use error::{ManifestError, PROBLEMS_MAX, Position};
 pub use expand::{VariableError, variables_of};
+pub use mesh::{CALLS_MAX, ENTRIES_MAX, RULES_MAX};
 
 use crate::names::{AppName, RegionName, ServiceName};
 use crate::spec::{Scale, ServiceSpec};
@@ -39,8 +41,8 @@ pub const INSTANCES_MAX: u32 = 1000;
 /// Longest label of a host name, in bytes (RFC 1035).
 pub const LABEL_BYTES_MAX: usize = 63;
 
-const ROOT_KEYS: &[&str] = &["manifest", "app", "regions", "env", "service"];
-const ROOT_LATER: &[&str] = &["traffic", "allow", "host", "tcp", "udp"];
+const ROOT_KEYS: &[&str] = &["manifest", "app", "regions", "env", "service", "allow"];
+const ROOT_LATER: &[&str] = &["traffic", "host", "tcp", "udp"];
 const SCALE_KEYS: &[&str] = &["min", "max"];
 
 /// A manifest that has been checked as far as text alone allows.
@@ -154,6 +156,7 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
                 services.insert(name, spec);
             }
         }
+        mesh::read_allow(root, &mut services, &siblings, problems);
     }
     Some(Manifest { app: app?, services, file: problems.file().to_owned(), region_positions, run_positions })
 }

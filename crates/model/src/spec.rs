@@ -1,5 +1,6 @@
 //! What a service is to run, as a revision keeps it.
 
+use crate::mesh::{AllowRule, CallTarget};
 use crate::names::RegionName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +22,52 @@ pub enum Protocol {
     /// HTTP/1.1 in plain text.
     #[default]
     Http,
+    /// HTTP/2 in plain text, with prior knowledge.
+    Http2,
+    /// gRPC: HTTP/2 in plain text.
+    Grpc,
+    /// Bytes.
+    Tcp,
+}
+
+impl Protocol {
+    /// As manifests and records name it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// The protocol of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Http, Self::Http2, Self::Grpc, Self::Tcp]
+            .into_iter()
+            .find(|protocol| protocol.as_str() == name)
+    }
+
+    /// How the address of a service that speaks it begins.
+    #[must_use]
+    pub const fn scheme(self) -> &'static str {
+        match self {
+            Self::Http | Self::Http2 | Self::Grpc => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// The files that an instance's working directory is made of: an archive, named by what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bundle {
+    /// SHA-256 of the bundle's manifest of files, hex.
+    pub digest: String,
+    /// Bytes of all files together.
+    pub size: u64,
 }
 
 /// How a check asks.
@@ -55,7 +102,7 @@ pub struct Check {
 }
 
 /// A revision's content: all that a host needs to run an instance, and control to place it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceSpec {
     /// Program and arguments; `$NAME`, `${NAME}` and `$$` are expanded by the host.
     pub run: Vec<String>,
@@ -75,6 +122,18 @@ pub struct ServiceSpec {
     pub checks: Vec<Check>,
     /// Where it runs.
     pub regions: BTreeMap<RegionName, Scale>,
+    /// The services that it calls; each instance finds a listener of its sidecar for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calls: Vec<CallTarget>,
+    /// Who may call it. Not a part of what runs: a change replaces no instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<AllowRule>,
+    /// Whether instances get `http_proxy`, by which they reach `*.internal`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy_env: bool,
+    /// What the hosts unpack as the working directory, instead of using `working_dir`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<Bundle>,
 }
 
 impl ServiceSpec {

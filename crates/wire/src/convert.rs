@@ -1,7 +1,7 @@
 //! Conversions between wire and model.
 
 use crate::record;
-use atoll_model::{Check, CheckKind, Protocol, ServiceSpec};
+use atoll_model::{Bundle, Check, CheckKind, Protocol, ServiceSpec};
 
 /// A specification from the wire that this version does not understand.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,26 +24,30 @@ impl From<&ServiceSpec> for record::Spec {
             working_dir: spec.working_dir.clone(),
             env: spec.env.clone(),
             labels: spec.labels.clone(),
-            protocol: match spec.protocol {
-                Protocol::Http => "http".to_owned(),
-            },
+            protocol: spec.protocol.as_str().to_owned(),
             public: spec.public,
             drain_ms: spec.drain_ms,
             checks: spec.checks.iter().map(record::Check::from).collect(),
+            // What the names mean depends on the app: control fills them in.
+            calls: Vec::new(),
+            proxy_env: spec.proxy_env,
+            bundle: spec
+                .bundle
+                .as_ref()
+                .map(|bundle| record::Bundle { digest: bundle.digest.clone(), size: bundle.size }),
         }
     }
 }
 
 impl TryFrom<record::Spec> for ServiceSpec {
     type Error = SpecError;
-    /// The regions are control's own and stay empty.
+    /// The regions, calls and rules are control's own and stay empty; the calls come as [`record::Call`].
     fn try_from(spec: record::Spec) -> Result<Self, SpecError> {
         if spec.run.is_empty() {
             return Err(SpecError::Run);
         }
-        let protocol = match spec.protocol.as_str() {
-            "http" => Protocol::Http,
-            other => return Err(SpecError::Protocol(other.to_owned())),
+        let Some(protocol) = Protocol::from_name(&spec.protocol) else {
+            return Err(SpecError::Protocol(spec.protocol));
         };
         Ok(Self {
             run: spec.run,
@@ -54,7 +58,9 @@ impl TryFrom<record::Spec> for ServiceSpec {
             public: spec.public,
             drain_ms: spec.drain_ms,
             checks: spec.checks.into_iter().map(Check::try_from).collect::<Result<_, _>>()?,
-            regions: std::collections::BTreeMap::new(),
+            proxy_env: spec.proxy_env,
+            bundle: spec.bundle.map(|bundle| Bundle { digest: bundle.digest, size: bundle.size }),
+            ..Self::default()
         })
     }
 }

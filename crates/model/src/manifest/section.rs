@@ -32,7 +32,7 @@ pub(super) fn describe(value: &DeValue<'_>) -> String {
 }
 
 /// The entry of `known` that was probably meant.
-fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(super) fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     known
         .into_iter()
         .map(|candidate| (strsim::osa_distance(key, candidate), candidate))

@@ -2,20 +2,22 @@
 
 use super::error::{Position, Problems};
 use super::expand::{is_variable, variables_of};
+use super::mesh;
 use super::section::Section;
+use crate::mesh::CallTarget;
 use crate::names::RegionName;
 use crate::spec::{Check, CheckKind, Protocol, Scale, ServiceSpec};
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
-const KEYS: &[&str] = &["run", "public", "labels", "env", "regions", "drain", "check", "protocol"];
+const KEYS: &[&str] =
+    &["run", "public", "labels", "env", "regions", "drain", "check", "protocol", "calls", "proxy_env"];
 const LATER: &[&str] = &[
     "image",
     "endpoints",
     "discover",
     "where",
     "files",
-    "calls",
     "balance",
     "concurrency",
     "sleep",
@@ -64,7 +66,12 @@ pub(super) fn read(
     if let Some(section) = table.table("env", problems) {
         env.extend(read_env(&section, problems));
     }
-    let run = read_run(table, &env, siblings, problems);
+    let calls = mesh::read_calls(table, &env, siblings, problems);
+    let proxy_env = match table.get("proxy_env") {
+        Some(_) => table.boolean("proxy_env", problems),
+        None => Some(false),
+    };
+    let run = read_run(table, &Variables { env: &env, calls: &calls, siblings }, problems);
     let regions = read_regions(table, defaults, region_positions, problems);
     let public = match table.get("public") {
         Some(_) => table.boolean("public", problems),
@@ -74,6 +81,9 @@ pub(super) fn read(
     let drain_ms = table.duration_ms("drain", DRAIN_DEFAULT_MS, 0, HOUR_MS, problems);
     let protocol = read_protocol(table, problems);
     let checks = read_checks(table, problems);
+    if protocol == Some(Protocol::Tcp) {
+        check_tcp(table, public == Some(true), &checks, problems);
+    }
     Some(ServiceSpec {
         run: run?,
         working_dir: defaults.working_dir.clone(),
@@ -84,7 +94,28 @@ pub(super) fn read(
         drain_ms: drain_ms?,
         checks,
         regions,
+        calls,
+        allow: Vec::new(),
+        proxy_env: proxy_env?,
+        bundle: None,
     })
+}
+
+/// What can't be asked of a service that speaks bytes.
+fn check_tcp(table: &Section<'_, '_>, public: bool, checks: &[Check], problems: &mut Problems<'_>) {
+    if public {
+        let at = table.span_of("public").unwrap_or_else(|| table.span());
+        let what = "a service that speaks tcp is reached inside the mesh only: its edges would need `[[tcp]]`, which is not supported yet";
+        problems.add(at, &table.path_of("public"), what);
+    }
+    if checks.iter().any(|check| matches!(check.kind, CheckKind::Http { .. })) {
+        let at = table.span_of("check").unwrap_or_else(|| table.span());
+        problems.add(
+            at,
+            &table.path_of("check"),
+            "a service that speaks tcp has checks of kind \"tcp\", not \"http\"",
+        );
+    }
 }
 
 fn refuse_port(table: &Section<'_, '_>, problems: &mut Problems<'_>) {
@@ -100,21 +131,29 @@ fn read_protocol(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Option
         return Some(Protocol::Http);
     }
     let (text, at) = table.string("protocol", problems)?;
-    let what = match text.as_str() {
-        "http" => return Some(Protocol::Http),
-        "http2" | "grpc" | "tcp" | "udp" => {
-            format!("protocol \"{text}\" is not supported yet; only \"http\" is")
-        }
-        _ => format!("\"{}\" is no protocol; use \"http\"", text.escape_debug().take(40).collect::<String>()),
+    if let Some(protocol) = Protocol::from_name(&text) {
+        return Some(protocol);
+    }
+    let what = if text == "udp" {
+        "protocol \"udp\" is not supported yet; \"http\", \"http2\", \"grpc\" and \"tcp\" are".to_owned()
+    } else {
+        let shown: String = text.escape_debug().take(40).collect();
+        format!("\"{shown}\" is no protocol; use \"http\", \"http2\", \"grpc\" or \"tcp\"")
     };
     problems.add(at, &table.path_of("protocol"), what);
     None
 }
 
+/// What an argument may name.
+struct Variables<'a> {
+    env: &'a BTreeMap<String, String>,
+    calls: &'a [CallTarget],
+    siblings: &'a [&'a str],
+}
+
 fn read_run(
     table: &Section<'_, '_>,
-    env: &BTreeMap<String, String>,
-    siblings: &[&str],
+    variables: &Variables<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Vec<String>> {
     let key = table.path_of("run");
@@ -143,7 +182,7 @@ fn read_run(
     let mut run = Vec::new();
     for item in items.iter() {
         let text = table.text_of("run", item, problems)?;
-        if let Some(what) = wrong_variable(&text, env, siblings) {
+        if let Some(what) = wrong_variable(&text, variables) {
             problems.add(item.span(), &key, what);
         }
         run.push(text);
@@ -156,23 +195,30 @@ fn read_run(
 }
 
 /// What is wrong with the variables of one argument.
-fn wrong_variable(text: &str, env: &BTreeMap<String, String>, siblings: &[&str]) -> Option<String> {
+fn wrong_variable(text: &str, variables: &Variables<'_>) -> Option<String> {
     let names = match variables_of(text) {
         Ok(names) => names,
         Err(error) => return Some(error.to_string()),
     };
-    let url_of = |name: &str| {
-        name.strip_suffix("_URL")
-            .is_some_and(|prefix| siblings.iter().any(|s| s.to_uppercase().replace('-', "_") == prefix))
+    let called: Vec<String> = variables.calls.iter().map(CallTarget::variable).collect();
+    let is_set = |name: &str| {
+        GIVEN.contains(&name) || variables.env.contains_key(name) || called.iter().any(|url| url == name)
     };
-    let unknown = names.into_iter().find(|name| !GIVEN.contains(name) && !env.contains_key(*name))?;
-    if url_of(unknown) {
-        return Some(format!("`${unknown}`: calls between services are not supported yet"));
+    let unknown = names.into_iter().find(|name| !is_set(name))?;
+    let of_sibling = variables.siblings.iter().find(|sibling| {
+        let prefix = sibling.to_uppercase().replace('-', "_");
+        unknown.strip_suffix("_URL") == Some(prefix.as_str())
+    });
+    if let Some(sibling) = of_sibling {
+        return Some(format!(
+            "`${unknown}` is set only for who calls that service: add `calls = [\"{sibling}\"]`"
+        ));
     }
     let near = GIVEN
         .iter()
         .copied()
-        .chain(env.keys().map(String::as_str))
+        .chain(variables.env.keys().map(String::as_str))
+        .chain(called.iter().map(String::as_str))
         .map(|candidate| (strsim::osa_distance(unknown, candidate), candidate))
         .filter(|(distance, _)| *distance <= 2)
         .min_by_key(|(distance, _)| *distance);

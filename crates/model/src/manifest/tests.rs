@@ -91,7 +91,59 @@ fn what_nothing_sets_yet_is_an_error() {
     let text = "manifest = 1\napp = \"shop\"\nregions = { fra = { min = 1 } }\n\
                 [service.web]\nrun = [\"x\"]\npublic = true\n[service.api]\nrun = [\"x\", \"$WEB_URL\"]\n";
     let errors = read(text).unwrap_err();
-    assert!(errors[0].to_string().contains("calls between services are not supported yet"), "{}", errors[0]);
+    assert!(errors[0].to_string().contains("add `calls = [\"web\"]`"), "{}", errors[0]);
+}
+
+/// An app whose web calls its api.
+fn calling(more: &str) -> String {
+    format!(
+        "manifest = 1\napp = \"shop\"\nregions = {{ fra = {{ min = 1 }} }}\n\
+         [service.web]\nrun = [\"x\", \"$API_URL\", \"$BILLING_TAX_URL\"]\ncalls = [\"api\", \"billing/tax\"]\n\
+         [service.api]\nrun = [\"x\"]\nprotocol = \"grpc\"\n[service.db]\nrun = [\"x\"]\nprotocol = \"tcp\"\n{more}"
+    )
+}
+
+#[test]
+fn calls_and_rules_are_read() {
+    let rules = "[[allow]]\nfrom = [\"web\", \"acme/billing/worker\"]\nto = \"api\"\n\
+                 grpc = [\"shop.v1.Cart/*\"]\nhttp = [\"GET /v1/**\"]\n[[allow]]\nfrom = []\nto = \"db\"\n";
+    let app = read(&calling(rules)).unwrap().compile();
+    let calls: Vec<String> = app.services["web"].calls.iter().map(ToString::to_string).collect();
+    assert_eq!(calls, ["api", "billing/tax"]);
+    assert_eq!(app.services["api"].protocol, crate::spec::Protocol::Grpc);
+    let rule = &app.services["api"].allow[0];
+    assert_eq!(rule.from[1].to_string(), "acme/billing/worker");
+    assert_eq!(
+        (rule.http[0].to_string().as_str(), rule.grpc[0].to_string().as_str()),
+        ("GET /v1/**", "shop.v1.Cart/*")
+    );
+    assert!(app.services["db"].allow[0].from.is_empty());
+    assert!(app.services["web"].allow.is_empty());
+}
+
+#[test]
+fn wrong_calls_and_rules_are_named() {
+    for (more, error) in [
+        ("calls = [\"ap\"]", "13:10: service.db.calls: this app has no service `ap`; did you mean `api`?"),
+        ("calls = [\"api\", \"api\"]", "13:17: service.db.calls: `api` is listed twice"),
+        ("calls = [\"api\"]\nenv = { API_URL = \"x\" }", "set both by this call and under `env`"),
+        ("calls = [\"a/b/c\"]", "is neither a service of this app"),
+        ("calls = \"api\"", "expected a list of strings, found the string"),
+        (
+            "public = true",
+            "13:1: service.db.public: a service that speaks tcp is reached inside the mesh only",
+        ),
+        ("[[allow]]\nfrom = [\"wab\"]\nto = \"api\"", "this app has no service `wab`; did you mean `web`?"),
+        ("[[allow]]\nto = \"api\"", "allow.from: `from` is missing"),
+        ("[[allow]]\nfrom = [\"web\"]", "allow.to: `to` is missing"),
+        ("[[allow]]\nfrom = [\"web\"]\nto = \"api\"\nhttp = [\"/v1\"]", "is not a method and a path"),
+        ("[[allow]]\nfrom = [\"web\"]\nto = \"api\"\nhttp = []", "leave it out to allow everything"),
+        ("[[allow]]\nfrom = [\"web\"]\nto = \"db\"\nhttp = [\"GET /\"]", "`db` speaks tcp"),
+        ("[[allow]]\nform = [\"web\"]\nto = \"db\"", "did you mean `from`?"),
+    ] {
+        let found = errors(&calling(more));
+        assert!(found.iter().any(|line| line.contains(error)), "{more}: {found:?}");
+    }
 }
 
 #[test]
@@ -184,8 +236,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ),
     (
         "public = true",
-        "protocol = \"grpc\"",
-        "atoll.toml:10:12: service.web.protocol: protocol \"grpc\" is not supported yet",
+        "protocol = \"udp\"",
+        "atoll.toml:10:12: service.web.protocol: protocol \"udp\" is not supported yet",
     ),
     (
         "public = true",
@@ -280,11 +332,11 @@ app = "shop"
 regions = { fra = { min = 1 } }
 [service.web]
 run = ["./web"]
-calls = ["api"]
+balance = "auto"
 [service.web.concurrency]
 soft = 1
-[[allow]]
-from = ["web"]
+[traffic]
+policy = "nearest"
 [[host]]
 domains = ["a"]
 "#;

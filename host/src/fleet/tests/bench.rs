@@ -173,6 +173,7 @@ impl Bench {
             drain_ms: 5_000,
             checks: vec![check],
             regions: BTreeMap::new(),
+            ..ServiceSpec::default()
         };
         let assignment = Assignment {
             instance: instance.clone(),
