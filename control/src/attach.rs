@@ -158,7 +158,7 @@ impl Attached {
                 Some(Answer::Serve(serve)) if serve.serves => Ok(()),
                 Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
                 Some(Answer::Error(error)) => Err(AskError::Node(error)),
-                Some(Answer::LogChunk(_)) | None => Err(AskError::Gone),
+                Some(Answer::LogChunk(_) | Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
             },
         }
     }

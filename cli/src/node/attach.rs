@@ -139,7 +139,7 @@ async fn answer(id: u64, ask: Ask, answers: &Answers, send: &mpsc::Sender<NodeMe
             }
             tell(send, id, Answer::LogChunk(LogChunk::default()), true).await;
         }
-        (Ask::ReadLogs(_) | Ask::CanServe(_) | Ask::Cancel(_), _, _) => {
+        (Ask::ReadLogs(_) | Ask::CanServe(_) | Ask::Cancel(_) | Ask::More(_) | Ask::ReadStats(_), _, _) => {
             tell(send, id, Answer::Error("this node does not have the role for that".to_owned()), true).await;
         }
     }

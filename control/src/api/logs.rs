@@ -47,7 +47,7 @@ pub(super) async fn read(
     let placement = placements.into_iter().find(|placement| placement.instance == id);
     let placement = placement.ok_or_else(|| Problem::not_found(format!("there is no instance `{id}`")))?;
     let tail_lines = options.tail.unwrap_or(TAIL_LINES).min(TAIL_LINES_MAX);
-    let ask = ReadLogs { instance: id.to_string(), tail_lines, follow: options.follow };
+    let ask = ReadLogs { instance: id.to_string(), tail_lines, follow: options.follow, ..ReadLogs::default() };
     let mut answers = api.attached.read_logs(&placement.host, ask).map_err(|error| unreachable(&error))?;
     let wait = if options.follow { FIRST_ANSWER_FOLLOWING } else { FIRST_ANSWER };
     let first = match tokio::time::timeout(wait, answers.next()).await {
@@ -81,7 +81,7 @@ fn chunks(
         let item = match message.answer {
             Some(Answer::LogChunk(chunk)) => Ok(Bytes::from(chunk.data)),
             Some(Answer::Error(error)) => Err(io::Error::other(error)),
-            Some(Answer::Serve(_)) | None => Ok(Bytes::new()),
+            Some(Answer::Serve(_) | Answer::LogLines(_) | Answer::Stats(_)) | None => Ok(Bytes::new()),
         };
         let over = message.last || item.is_err();
         Some((item, (answers, None, over)))
