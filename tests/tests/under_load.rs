@@ -34,7 +34,7 @@ fn under_load(platform: &Platform, work: impl FnOnce()) -> LoadReport {
     let load = Load::start(platform.load_targets("shop", "/json"), PER_SECOND);
     load.wait_for_more(u64::from(PER_SECOND));
     work();
-    whole_again(platform);
+    platform.wait_until_whole("shop", &REGIONS.map(|region| (region, 2)));
     load.wait_for_more(u64::from(PER_SECOND) * 2);
     let report = load.stop();
     println!(
@@ -47,37 +47,6 @@ fn under_load(platform: &Platform, work: impl FnOnce()) -> LoadReport {
         report.failures.len()
     );
     report
-}
-
-/// Every node runs, every region has its instances healthy, and every edge is answered from its region.
-fn whole_again(platform: &Platform) {
-    wait_until("every node runs", WHOLE_AGAIN, || {
-        let nodes = platform.nodes();
-        nodes.iter().all(|node| node.pid != 0 && processes::is_alive(node.pid))
-    });
-    for region in REGIONS {
-        wait_until(&format!("two instances are healthy in {region}"), WHOLE_AGAIN, || {
-            healthy(platform, region) >= Some(2)
-        });
-    }
-    for (edge, region) in platform.edges().iter().zip(REGIONS) {
-        wait_until(&format!("{} is answered from {region}", edge.site), WHOLE_AGAIN, || {
-            let answer = platform.curl(edge, "shop", "/json").run();
-            answer.header("atoll-region") == Some(region)
-        });
-    }
-}
-
-/// Nothing while control does not answer.
-fn healthy(platform: &Platform, region: &str) -> Option<usize> {
-    let listed = platform.atoll().run(&["instances", "shop", "-o", "json"]);
-    if listed.code != 0 {
-        return None;
-    }
-    let listed = listed.json();
-    let is_healthy =
-        |instance: &&serde_json::Value| instance["region"] == region && instance["state"] == "healthy";
-    Some(listed.as_array().unwrap().iter().filter(is_healthy).count())
 }
 
 fn redeploy(platform: &Platform) {

@@ -3,6 +3,7 @@
 //!
 //! * [`Platform`]: `atoll dev` in a folder of its own, stopped and swept up when it is dropped.
 //! * [`Atoll`], [`Curl`]: the CLI and curl as child processes, with what they answered.
+//! * [`HeldDown`], [`OwnNode`]: a node that is kept down, or run in another way than `atoll dev` runs it.
 //! * [`Load`]: so many requests a second, each counted, each failure kept with its detail.
 //! * [`Origin`]: an HTTP server that keeps what it was asked.
 //! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
@@ -14,6 +15,7 @@
 mod binary;
 mod cli;
 mod curl;
+mod keepers;
 mod load;
 mod mesh;
 mod origin;
@@ -25,6 +27,7 @@ mod wait;
 pub use binary::{atoll_binary, shop_binary};
 pub use cli::{Atoll, CliOutput};
 pub use curl::{Curl, CurlAnswer};
+pub use keepers::{HeldDown, OwnNode};
 pub use load::{Load, LoadFailure, LoadReport, LoadTarget, Version};
 pub use mesh::{ForeignCa, MeshAnswer, MeshClient, MeshFailure};
 pub use origin::{Origin, Seen};

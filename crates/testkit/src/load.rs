@@ -4,6 +4,7 @@
 mod client;
 
 use client::Client;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,6 +36,9 @@ pub enum Version {
 pub struct LoadTarget {
     /// An edge.
     pub address: SocketAddr,
+    /// Edges that the client turns to, one after the other, when this one takes no connection or ends one
+    /// without an answer, as a client does that DNS gave several addresses. Without any a request is sent once.
+    pub others: Vec<SocketAddr>,
     /// The domain.
     pub host: String,
     /// File with the CA that the edge's certificate must come from.
@@ -71,10 +75,14 @@ pub struct LoadReport {
     pub answered: u64,
     /// The others.
     pub failures: Vec<LoadFailure>,
+    /// Requests that a client sent again, mostly to another edge, since a connection gave no answer.
+    pub sent_again: u64,
     /// Answers, by the region that gave them.
     pub by_region: BTreeMap<String, u64>,
     /// How long the answers took.
     pub latencies: Vec<Duration>,
+    /// The same, each with the time since the load began at which the request was sent.
+    pub timeline: Vec<(Duration, Duration)>,
 }
 
 impl LoadReport {
@@ -85,6 +93,15 @@ impl LoadReport {
         latencies.sort_unstable();
         let at = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
         latencies.get(at).copied().unwrap_or_default()
+    }
+
+    /// The latency that so many hundredths of the answers did not exceed, of those to requests sent in that
+    /// part of the load's time, and how many there were.
+    #[must_use]
+    pub fn latency_between(&self, from: Duration, to: Duration, percent: usize) -> (Duration, usize) {
+        let sent = self.timeline.iter().filter(|(at, _)| (from..to).contains(at));
+        let part = Self { latencies: sent.map(|(_, took)| *took).collect(), ..Self::default() };
+        (part.latency(percent), part.latencies.len())
     }
 
     /// The failures of requests of which no answer's head had come.
@@ -125,6 +142,7 @@ pub struct Load {
     stop: Arc<Notify>,
     report: Arc<Mutex<LoadReport>>,
     ended: Receiver<()>,
+    started: Instant,
 }
 
 impl Load {
@@ -146,7 +164,13 @@ impl Load {
                 let _gone = ending.send(());
             })
             .unwrap();
-        Self { stop, report, ended }
+        Self { stop, report, ended, started: Instant::now() }
+    }
+
+    /// How long it has run, as [`LoadReport::latency_between`] counts.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// How many were answered so far.
@@ -210,16 +234,18 @@ async fn run(targets: Vec<LoadTarget>, per_second: u32, stop: &Notify, report: A
 
 async fn one(number: u64, client: &Client, started: Instant, report: &Mutex<LoadReport>) {
     let begun = Instant::now();
-    let head_seen = std::cell::Cell::new(false);
-    let outcome = match tokio::time::timeout(REQUEST_WAIT, client.get(number, &head_seen)).await {
+    let (head_seen, again) = (Cell::new(false), Cell::new(0_u32));
+    let outcome = match tokio::time::timeout(REQUEST_WAIT, client.get(number, &head_seen, &again)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(format!("no answer within {REQUEST_WAIT:?}")),
     };
+    report.lock().unwrap().sent_again += u64::from(again.get());
     match outcome {
         Ok(region) => {
             let mut report = report.lock().unwrap();
             report.answered += 1;
             report.latencies.push(begun.elapsed());
+            report.timeline.push((begun - started, begun.elapsed()));
             *report.by_region.entry(region).or_default() += 1;
         }
         Err(detail) => note_failure(report, started, begun, number, client, (head_seen.get(), detail)),

@@ -337,6 +337,7 @@ impl Platform {
     pub fn load_targets(&self, label: &str, path: &str) -> Vec<LoadTarget> {
         let target = |edge: &Edge, version| LoadTarget {
             address: edge.https,
+            others: Vec::new(),
             host: format!("{label}.localhost"),
             ca: self.public_ca(),
             path: path.to_owned(),
@@ -344,6 +345,17 @@ impl Platform {
         };
         let edges = self.edges();
         edges.iter().flat_map(|edge| [target(edge, Version::H1), target(edge, Version::H2)]).collect()
+    }
+
+    /// [`Platform::load_targets`] of clients that know every edge.
+    #[must_use]
+    pub fn roaming_load_targets(&self, label: &str, path: &str) -> Vec<LoadTarget> {
+        let edges: Vec<SocketAddr> = self.edges().iter().map(|edge| edge.https).collect();
+        let roaming = |mut target: LoadTarget| {
+            target.others = edges.iter().copied().filter(|edge| *edge != target.address).collect();
+            target
+        };
+        self.load_targets(label, path).into_iter().map(roaming).collect()
     }
 
     /// Every process of the platform and of what it runs.
