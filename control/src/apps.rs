@@ -3,10 +3,16 @@
 //! All functions run inside one store change, so that each is whole or not at all.
 
 pub mod accept;
+pub mod again;
+pub mod drains;
+pub mod plan;
 pub mod records;
 pub mod validate;
 
-pub use accept::{Accepted, Caller, PlannedChange, Refusal, accept, accept_delete, plan_changes};
+pub use crate::caller::Caller;
+pub use accept::{Accepted, Refusal, accept, accept_delete};
+pub use again::{Which, accept_revision, accept_scale};
+pub use plan::{PlannedChange, plan_changes};
 
 use crate::certificates::Certificates;
 use crate::store::objects::{App, Cause, Deploy, DeployState, Domain, Placement, Revision, Service};
@@ -42,6 +48,7 @@ pub fn promote(change: &mut Change<'_>, context: &Context, deploy: &ObjectId) ->
         if let Some(mut stored) = change.get::<Service>(&tail) {
             stored.target.clone_from(&service.1.to);
             stored.current.clone_from(&service.1.to);
+            forget_scale_out_of_bounds(change, &mut stored);
             change.put(&stored)?;
         }
     }
@@ -50,6 +57,19 @@ pub fn promote(change: &mut Change<'_>, context: &Context, deploy: &ObjectId) ->
     deploy.state_ms = context.now_ms;
     tracing::info!(app = %deploy.app, deploy = %deploy.id, version = deploy.version, "instances are as wanted");
     change.put(&deploy)
+}
+
+/// A scale that the new revision's bounds don't allow must not come back with a later one's.
+fn forget_scale_out_of_bounds(change: &Change<'_>, service: &mut Service) {
+    if service.scale.is_empty() {
+        return;
+    }
+    let id = service.target.as_ref();
+    let revision = id.and_then(|id| change.get::<Revision>(&Revision::tail(&service.cluster, id)));
+    let regions = revision.map(|revision| revision.spec.regions).unwrap_or_default();
+    service.scale.retain(|region, count| {
+        regions.get(region).is_some_and(|bounds| (bounds.min..=bounds.max).contains(count))
+    });
 }
 
 /// Ends a deploy that did what it should.
@@ -89,7 +109,12 @@ pub fn fail(
             let tail = format!("{}/{}/{name}", deploy.org, deploy.app);
             if let Some(mut stored) = change.get::<Service>(&tail) {
                 stored.target.clone_from(&service.from);
-                condemn(change, &stored, service.to.as_ref())?;
+                if let Some(scale) = deploy.scale_before.get(name) {
+                    stored.scale.clone_from(scale);
+                }
+                if service.to != service.from {
+                    condemn(change, &stored, service.to.as_ref())?;
+                }
                 change.put(&stored)?;
             }
         }
@@ -130,10 +155,11 @@ pub fn collect(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<
     for service in change.list::<Service>(&prefix) {
         let placed = change.list::<Placement>(&format!("{}/", service.cluster));
         let gone = service.target.is_none() && service.current.is_none() && placed.is_empty();
-        for revision in change.list::<Revision>(&format!("{}/", service.cluster)) {
+        let revisions = change.list::<Revision>(&format!("{}/", service.cluster));
+        for revision in &revisions {
             let used = [&service.target, &service.current].into_iter().flatten().any(|id| *id == revision.id)
                 || placed.iter().any(|placement| placement.revision == revision.id);
-            if gone || (!used && is_old(change, &service, &revision)) {
+            if gone || (!used && is_old(&revisions, revision)) {
                 change.remove::<Revision>(&Revision::tail(&service.cluster, &revision.id));
             }
         }
@@ -149,13 +175,16 @@ pub fn collect(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<
     Ok(())
 }
 
-/// Revisions that are kept for people to look at.
-const REVISIONS_KEPT: u64 = 10;
+/// Revisions of a service that are kept to go back to, beside those that run.
+const REVISIONS_KEPT: usize = 10;
+/// Failed ones, kept for people to look at.
+const FAILED_KEPT: usize = 3;
 
-fn is_old(change: &Change<'_>, service: &Service, revision: &Revision) -> bool {
-    let newest =
-        change.list::<Revision>(&format!("{}/", service.cluster)).last().map_or(0, |newest| newest.number);
-    newest.saturating_sub(revision.number) >= REVISIONS_KEPT
+/// Failed revisions must not push out those that can run: each kind is counted by itself.
+fn is_old(all: &[Revision], revision: &Revision) -> bool {
+    let alike = all.iter().filter(|other| other.failed == revision.failed);
+    let newer = alike.filter(|other| other.number > revision.number).count();
+    newer >= if revision.failed { FAILED_KEPT } else { REVISIONS_KEPT }
 }
 
 /// Removes all that an app owns. The last deploy stays, so that who asked can see how it ended.

@@ -81,6 +81,7 @@ impl Certificates {
             fingerprint: HEXLOWER.encode(digest.finish().as_ref()),
             issued_ms: now_ms,
             not_after_ms: issued.not_after_ms,
+            own: false,
         })
     }
 
@@ -106,6 +107,9 @@ fn purpose(domain: &str) -> String {
 /// Whether a certificate is to be replaced: a third of its life is left, or less.
 #[must_use]
 pub fn is_due(domain: &Domain, now_ms: u64) -> bool {
+    if domain.own {
+        return false;
+    }
     let life_ms = domain.not_after_ms.saturating_sub(domain.issued_ms);
     now_ms >= domain.not_after_ms.saturating_sub(life_ms / 3)
 }

@@ -12,12 +12,14 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The kinds of desired state.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind::VIRTUAL_HOST,
     Kind::CLUSTER,
     Kind::CERTIFICATE,
     Kind::DENIAL,
     Kind::REGION_DENIAL,
+    Kind::DRAIN,
+    Kind::REGION_DRAIN,
     Kind::PLACEMENT,
 ];
 /// After a comparison that failed.

@@ -2,11 +2,14 @@
 
 use super::validate::{Fault, faults};
 use super::{Context, object_id, records};
+use crate::caller::Caller;
 use crate::reconciler::guard::must_confirm;
-use crate::store::objects::{App, Cause, Deploy, DeployState, Domain, Revision, Service, ServiceChange};
+use crate::store::objects::{App, Cause, Deploy, DeployState, Revision, Service, ServiceChange};
 use crate::store::{Change, StoreError};
 use atoll_model::manifest::CompiledApp;
-use atoll_model::{AppName, ClusterName, ObjectId, OrgName, RevisionId, ServiceName, ServiceSpec};
+use atoll_model::{
+    AppName, ClusterName, ObjectId, OrgName, RegionName, RevisionId, Scale, ServiceName, ServiceSpec,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -40,6 +43,67 @@ pub enum Refusal {
     /// There is no such app.
     #[error("there is no app `{0}`")]
     NoApp(AppName),
+    /// The app has no such service.
+    #[error("app {app} has no service `{service}`; it has {}", listed(known))]
+    NoService {
+        /// The app.
+        app: AppName,
+        /// What was asked for.
+        service: ServiceName,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// A revision's number alone does not say which service's.
+    #[error("each service of {app} counts its own revisions: say which one, {}", listed(services))]
+    WhichService {
+        /// The app.
+        app: AppName,
+        /// Its services.
+        services: Vec<String>,
+    },
+    /// No such revision is kept.
+    #[error("no such revision of {service} is kept; `atoll revisions` lists those that can run: {}", listed(known))]
+    NoRevision {
+        /// The service.
+        service: ServiceName,
+        /// Those that can run.
+        known: Vec<u64>,
+    },
+    /// Its deploy failed.
+    #[error("revision {number} of {service} failed when it was deployed; those that can run are {}", listed(known))]
+    RevisionFailed {
+        /// The service.
+        service: ServiceName,
+        /// What was asked for.
+        number: u64,
+        /// Those that can run.
+        known: Vec<u64>,
+    },
+    /// The service does not run in that region.
+    #[error("{service} does not run in region {region}, only in {}; add `{region}` under `[regions]` of its manifest and deploy", listed(known))]
+    NotInRegion {
+        /// The service.
+        service: ServiceName,
+        /// What was asked for.
+        region: RegionName,
+        /// Where it runs.
+        known: Vec<String>,
+    },
+    /// The manifest allows fewer, or wants more.
+    #[error(
+        "{service} runs between {} and {} instances in {region}, so not {asked}; to change that, set `{region} = {{ min = …, max = … }}` under `[regions]` of its manifest and deploy",
+        bounds.min, bounds.max
+    )]
+    OutOfBounds {
+        /// The service.
+        service: ServiceName,
+        /// The region.
+        region: RegionName,
+        /// What was asked for.
+        asked: u32,
+        /// What the manifest says.
+        bounds: Scale,
+    },
     /// Much would be removed by accident.
     #[error("it removes {removed} of {total} services of the app: confirm that with `?confirm={removed}`")]
     MassRemoval {
@@ -53,26 +117,11 @@ pub enum Refusal {
     Store(#[from] StoreError),
 }
 
-/// One change that a deploy would make.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-pub struct PlannedChange {
-    /// `create`, `replace` or `remove`.
-    pub action: &'static str,
-    /// `app`, `service`, `domain`.
-    pub object: &'static str,
-    /// Its name.
-    pub name: String,
-    /// What changes, for people.
-    pub detail: String,
-}
-
-/// Who asks, and for which organization.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// The organization.
-    pub org: OrgName,
-    /// The token's name.
-    pub name: String,
+fn listed(items: &[impl ToString]) -> String {
+    match items {
+        [] => "none".to_owned(),
+        items => items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Takes a deploy. Nothing is placed yet: the reconciler does that.
@@ -92,12 +141,12 @@ pub fn accept(
         changes.insert(stored.cluster.service.clone(), gone);
     }
     for (name, spec) in &app.services {
-        let revision = new_revision(change, context, org, &app.app, name, spec)?;
+        let revision = new_revision(change, context, caller, &app.app, name, spec)?;
         changes.entry(name.clone()).or_insert(ServiceChange { from: None, to: None }).to = Some(revision);
     }
     let new = |(name, service): (&ServiceName, &ServiceChange)| Some((name.clone(), service.to.clone()?));
     let revisions = changes.iter().filter_map(new).collect();
-    let deploy = start(change, context, caller, &app.app, changes, false)?;
+    let deploy = start(change, context, caller, &app.app, Work { services: changes, ..Work::default() })?;
     records::publish(change, context, org, &app.app)?;
     let domains = records::domain_of(&app.app, &app.services, &context.zone).into_values().collect();
     Ok(Accepted { deploy, revisions, version: change.revision(), domains })
@@ -129,7 +178,8 @@ pub fn accept_delete(
         change.put(&service)?;
         changes.insert(service.cluster.service.clone(), ServiceChange { from, to: None });
     }
-    let id = start(change, context, caller, app, changes, true)?;
+    let work = Work { services: changes, delete: true, ..Work::default() };
+    let id = start(change, context, caller, app, work)?;
     records::publish(change, context, org, app)?;
     Ok(id)
 }
@@ -157,19 +207,20 @@ fn check(
     Ok(())
 }
 
-fn unfinished(change: &Change<'_>, org: &OrgName, deploy: &ObjectId) -> Option<Deploy> {
+/// A deploy of the app that has not ended.
+pub(super) fn unfinished(change: &Change<'_>, org: &OrgName, deploy: &ObjectId) -> Option<Deploy> {
     change.get::<Deploy>(&format!("{org}/{deploy}")).filter(|deploy| !deploy.state.is_final())
 }
 
 fn new_revision(
     change: &mut Change<'_>,
     context: &Context,
-    org: &OrgName,
+    caller: &Caller,
     app: &AppName,
     name: &ServiceName,
     spec: &ServiceSpec,
 ) -> Result<RevisionId, StoreError> {
-    let cluster = ClusterName { org: org.clone(), app: app.clone(), service: name.clone() };
+    let cluster = ClusterName { org: caller.org.clone(), app: app.clone(), service: name.clone() };
     let revisions = change.list::<Revision>(&format!("{cluster}/"));
     let revision = Revision {
         id: RevisionId::from_parts(context.now_ms, rand::random()),
@@ -178,12 +229,14 @@ fn new_revision(
         spec: spec.clone(),
         created_ms: context.now_ms,
         failed: false,
+        by: caller.name.clone(),
     };
     let mut service = change.get::<Service>(&cluster.to_string()).unwrap_or_else(|| Service {
         id: object_id(context.now_ms),
         cluster,
         target: None,
         current: None,
+        scale: BTreeMap::new(),
     });
     service.target = Some(revision.id.clone());
     change.put(&revision)?;
@@ -191,14 +244,26 @@ fn new_revision(
     Ok(revision.id)
 }
 
-fn start(
+/// What a deploy does.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// To each service.
+    pub(super) services: BTreeMap<ServiceName, ServiceChange>,
+    /// Whether the app goes.
+    pub(super) delete: bool,
+    /// The scale before it, where it changes that.
+    pub(super) scale_before: BTreeMap<ServiceName, BTreeMap<RegionName, u32>>,
+}
+
+/// Makes a deploy the app's running one.
+pub(super) fn start(
     change: &mut Change<'_>,
     context: &Context,
     caller: &Caller,
     app: &AppName,
-    services: BTreeMap<ServiceName, ServiceChange>,
-    delete: bool,
+    work: Work,
 ) -> Result<ObjectId, StoreError> {
+    let Work { services, delete, scale_before } = work;
     let org = &caller.org;
     let id = object_id(context.now_ms);
     let mut stored = change.get::<App>(&format!("{org}/{app}")).unwrap_or_else(|| App {
@@ -230,64 +295,7 @@ fn start(
         version: 0,
         cause: None,
         by: caller.name.clone(),
+        scale_before,
     })?;
     Ok(id)
-}
-
-/// What a deploy would change; checks the app as [`accept`] does.
-pub fn plan_changes(
-    change: &Change<'_>,
-    context: &Context,
-    org: &OrgName,
-    request: &CompiledApp,
-) -> Result<Vec<PlannedChange>, Refusal> {
-    let faults = faults(request, context);
-    if !faults.is_empty() {
-        return Err(Refusal::Invalid(faults));
-    }
-    let app = &request.app;
-    let planned =
-        |action, object, name: String, detail: String| PlannedChange { action, object, name, detail };
-    let mut plan = Vec::new();
-    if change.get::<App>(&format!("{org}/{app}")).is_none() {
-        plan.push(planned("create", "app", app.to_string(), String::new()));
-    }
-    let mut before = BTreeMap::new();
-    for service in change.list::<Service>(&format!("{org}/{app}/")) {
-        let id = service.target.as_ref();
-        let revision = id.and_then(|id| change.get::<Revision>(&Revision::tail(&service.cluster, id)));
-        before.insert(service.cluster.service.clone(), revision.map(|revision| revision.spec));
-    }
-    for (name, spec) in &request.services {
-        let old = before.remove(name).flatten();
-        let (action, detail) = service_change(spec, old.as_ref());
-        plan.push(planned(action, "service", name.to_string(), detail));
-    }
-    for name in before.into_keys() {
-        plan.push(planned("remove", "service", name.to_string(), String::new()));
-    }
-    for (name, domain) in records::domain_of(app, &request.services, &context.zone) {
-        if change.get::<Domain>(&format!("{org}/{domain}")).is_none() {
-            plan.push(planned("create", "domain", domain, format!("for service {name}")));
-        }
-    }
-    Ok(plan)
-}
-
-fn service_change(spec: &ServiceSpec, old: Option<&ServiceSpec>) -> (&'static str, String) {
-    let regions = |spec: &ServiceSpec| {
-        let each =
-            spec.regions.iter().map(|(region, scale)| format!("{region}={}..{}", scale.min, scale.max));
-        each.collect::<Vec<_>>().join(" ")
-    };
-    match old {
-        None => ("create", format!("regions {}", regions(spec))),
-        Some(old) if old == spec => {
-            ("replace", "same specification: instances are replaced one by one".to_owned())
-        }
-        Some(old) if old.regions != spec.regions => {
-            ("replace", format!("regions {} -> {}", regions(old), regions(spec)))
-        }
-        Some(_) => ("replace", "the specification changed".to_owned()),
-    }
 }

@@ -43,6 +43,14 @@ pub fn faults(app: &CompiledApp, context: &Context) -> Vec<Fault> {
     faults.0
 }
 
+/// Faults of one service alone.
+#[must_use]
+pub fn faults_of(name: &ServiceName, spec: &ServiceSpec, context: &Context) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    service(name, spec, context, &mut faults);
+    faults.0
+}
+
 fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &mut Faults) {
     let at = |field: &str| format!("services.{name}.{field}");
     if spec.run.first().is_none_or(String::is_empty) {

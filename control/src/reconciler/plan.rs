@@ -7,8 +7,8 @@
 use super::memory::Memory;
 use crate::config::Timing;
 use crate::store::objects::{Placement, PlacementState};
-use crate::world::{InstanceState, World};
-use atoll_model::{ClusterName, NodeName, RegionName, RevisionId};
+use crate::world::{InstanceState, NodeSeen, World};
+use atoll_model::{ClusterName, NodeName, RegionName, RevisionId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A service as the store wants it.
@@ -81,6 +81,8 @@ pub struct Situation<'a> {
     pub memory: &'a Memory,
     /// Nodes that were removed from the platform.
     pub removed_nodes: &'a BTreeSet<NodeName>,
+    /// Nodes that an operator has drained: they get no instances, and theirs move.
+    pub drained_nodes: &'a BTreeSet<NodeName>,
     /// Waits and deadlines.
     pub timing: &'a Timing,
     /// Now, ms since 1970.
@@ -155,7 +157,7 @@ impl<'a> InRegion<'a> {
                 }
             } else if service.condemned.contains(&placement.revision) && !healthy {
                 here.over.push((placement, "its deploy failed"));
-            } else if Some(&placement.revision) == target {
+            } else if Some(&placement.revision) == target && !situation.moves(placement) {
                 here.new.push(placement);
             } else {
                 here.old.push(placement);
@@ -216,10 +218,13 @@ impl<'a> InRegion<'a> {
         if settled == 0 {
             return;
         }
-        let why = "replaced by a new revision";
+        let drain = |placement: &Placement| {
+            let moves = situation.moves(placement);
+            let why = if moves { "its host is drained" } else { "replaced by a new revision" };
+            Action::Drain { placement: placement.clone(), why }
+        };
         if settled >= want {
-            let all = self.old.iter();
-            actions.extend(all.map(|placement| Action::Drain { placement: (*placement).clone(), why }));
+            actions.extend(self.old.iter().map(|placement| drain(placement)));
             return;
         }
         if self.draining > 0 {
@@ -229,7 +234,7 @@ impl<'a> InRegion<'a> {
             self.old.iter().copied().partition(|placement| situation.memory.is_healthy(&placement.instance));
         let next = unhealthy.first().or_else(|| healthy.first().filter(|_| settled + healthy.len() > want));
         if let Some(placement) = next {
-            actions.push(Action::Drain { placement: (*placement).clone(), why });
+            actions.push(drain(placement));
         }
     }
 
@@ -249,14 +254,26 @@ impl<'a> InRegion<'a> {
 
 impl Situation<'_> {
     /// Hosts of a region that take instances.
-    fn hosts(&self, region: &RegionName) -> impl Iterator<Item = &NodeName> {
+    pub(super) fn hosts(&self, region: &RegionName) -> impl Iterator<Item = &NodeName> {
+        let out = |name: &NodeName| self.removed_nodes.contains(name) || self.drained_nodes.contains(name);
         self.world
             .nodes
             .iter()
-            .filter(move |(name, seen)| {
-                seen.region == *region && seen.takes_instances() && !self.removed_nodes.contains(*name)
-            })
+            .filter(move |(name, seen)| seen.region == *region && seen.takes_instances() && !out(name))
             .map(|(name, _)| name)
+    }
+
+    /// Live hosts of a region that an operator has drained.
+    pub(super) fn drained_hosts(&self, region: &RegionName) -> impl Iterator<Item = &NodeName> {
+        let here = move |(name, seen): &(&NodeName, &NodeSeen)| {
+            seen.region == *region && seen.alive && seen.roles.has(Role::Host) && self.drained_nodes.contains(*name)
+        };
+        self.world.nodes.iter().filter(here).map(|(name, _)| name)
+    }
+
+    /// Whether a placement is to go to another host of its region: its own is drained, and there is another.
+    fn moves(&self, placement: &Placement) -> bool {
+        self.drained_nodes.contains(&placement.host) && self.hosts(&placement.region).next().is_some()
     }
 
     fn is_gone(&self, host: &NodeName) -> bool {

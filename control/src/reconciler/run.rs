@@ -4,7 +4,7 @@ use super::memory::Memory;
 use super::plan::{Action, Placed, Situation, Target, Wanted, plan};
 use super::progress::{DeployStatus, EdgeStatus, Progresses};
 use super::verdict::{Verdict, judge, progress};
-use crate::apps::{self, Context, records};
+use crate::apps::{self, Context, drains, records};
 use crate::attach::Attached;
 use crate::config::{Config, Timing};
 use crate::metrics::ControlMetrics;
@@ -64,6 +64,7 @@ struct Wishes {
     deploys: Vec<Deploy>,
     domains: Vec<Domain>,
     removed_nodes: BTreeSet<NodeName>,
+    drained_nodes: BTreeSet<NodeName>,
 }
 
 /// Notices that the wall clock was set: stored times are by it, and waits are not to be.
@@ -151,8 +152,8 @@ impl Reconciler {
         let world = self.world.borrow().clone();
         memory.observe(now_ms, &world, wishes.placements());
         let timing: &Timing = &self.config.timing;
-        let removed_nodes = &wishes.removed_nodes;
-        let situation = Situation { world: &world, memory, removed_nodes, timing, now_ms };
+        let (removed_nodes, drained_nodes) = (&wishes.removed_nodes, &wishes.drained_nodes);
+        let situation = Situation { world: &world, memory, removed_nodes, drained_nodes, timing, now_ms };
         self.report(wishes, &situation, edges);
         let steps = self.steps(wishes, &situation, edges);
         let actions = if steps.is_empty() { plan(&wishes.wanted, &situation) } else { Vec::new() };
@@ -309,7 +310,7 @@ impl Wishes {
                     .spec
                     .regions
                     .iter()
-                    .map(|(name, scale)| (name.clone(), scale.min))
+                    .map(|(name, scale)| (name.clone(), service.wanted(name, *scale)))
                     .collect(),
             });
             let failed =
@@ -337,6 +338,7 @@ impl Wishes {
                 .filter(|node| node.removed)
                 .map(|node| node.name)
                 .collect(),
+            drained_nodes: drains::drained_nodes(store).into_keys().collect(),
         };
     }
 

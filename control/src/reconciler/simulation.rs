@@ -35,6 +35,7 @@ pub(super) struct Simulation {
     pub(super) timing: Timing,
     pub(super) log: Vec<(u64, String)>,
     pub(super) memory: Memory,
+    pub(super) drained: BTreeSet<NodeName>,
     ids: u128,
 }
 
@@ -74,6 +75,7 @@ impl Simulation {
             timing: Timing::default(),
             log: Vec::new(),
             memory: Memory::default(),
+            drained: BTreeSet::new(),
             ids: 0,
         }
     }
@@ -116,13 +118,18 @@ impl Simulation {
             world: &self.world,
             memory: &self.memory,
             removed_nodes,
+            drained_nodes: &self.drained,
             timing: &self.timing,
             now_ms: self.now_ms,
         }
     }
 
     pub(super) fn verdict(&self, to: Option<u64>, started_ms: u64) -> Verdict {
-        let change = ServiceChange { from: None, to: to.map(revision) };
+        self.verdict_of(None, to, started_ms)
+    }
+
+    pub(super) fn verdict_of(&self, from: Option<u64>, to: Option<u64>, started_ms: u64) -> Verdict {
+        let change = ServiceChange { from: from.map(revision), to: to.map(revision) };
         let deploy = Deploy {
             id: ObjectId::from_parts(0, 0),
             org: cluster().org,
@@ -135,6 +142,7 @@ impl Simulation {
             version: 0,
             cause: None,
             by: "test".into(),
+            scale_before: BTreeMap::new(),
         };
         judge(&deploy, &[self.wanted()], &self.situation(&BTreeSet::new()))
     }

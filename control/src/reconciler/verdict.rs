@@ -3,7 +3,7 @@
 use super::plan::{Situation, Wanted};
 use crate::store::objects::{Cause, Deploy, Placement, PlacementState};
 use crate::world::{InstanceState, Observed};
-use atoll_model::{RegionName, ServiceName};
+use atoll_model::{NodeName, RegionName, ServiceName};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ pub fn judge(deploy: &Deploy, wanted: &[Wanted], situation: &Situation<'_>) -> V
             return Verdict::Failed(cause);
         }
     }
-    match changed(deploy, wanted).all(|service| is_settled(service, deploy.delete, situation)) {
+    match changed(deploy, wanted).all(|service| is_settled(service, deploy, situation)) {
         true => Verdict::Settled,
         false => Verdict::Underway,
     }
@@ -101,8 +101,15 @@ fn changed<'a>(deploy: &'a Deploy, wanted: &'a [Wanted]) -> impl Iterator<Item =
     })
 }
 
-fn is_settled(service: &Wanted, gone: bool, situation: &Situation<'_>) -> bool {
+/// Whether the deploy leaves the service's revision as it is, and changes how many instances there are.
+fn only_scales(deploy: &Deploy, service: &Wanted) -> bool {
+    let change = deploy.services.get(&service.cluster.service);
+    change.is_some_and(|change| change.to.is_some() && change.from == change.to)
+}
+
+fn is_settled(service: &Wanted, deploy: &Deploy, situation: &Situation<'_>) -> bool {
     let settle_ms = situation.timing.settle_ms;
+    let (gone, only_scales) = (deploy.delete, only_scales(deploy, service));
     let target = service.target.as_ref();
     let out_of_use = |placement: &Placement| {
         let age = situation.now_ms.saturating_sub(placement.state_ms);
@@ -117,13 +124,20 @@ fn is_settled(service: &Wanted, gone: bool, situation: &Situation<'_>) -> bool {
     });
     let enough = target.is_none_or(|target| {
         target.regions.iter().all(|(region, want)| {
-            let settled = service.placed.iter().map(|placed| &placed.placement).filter(|placement| {
-                placement.region == *region
-                    && placement.revision == target.revision
-                    && placement.state == PlacementState::Run
-                    && situation.memory.is_settled(&placement.instance, situation.now_ms, settle_ms)
+            let here = || {
+                service.placed.iter().map(|placed| &placed.placement).filter(|placement| {
+                    placement.region == *region
+                        && placement.revision == target.revision
+                        && placement.state == PlacementState::Run
+                })
+            };
+            let settled = here().filter(|placement| {
+                situation.memory.is_settled(&placement.instance, situation.now_ms, settle_ms)
+                    // What was sick before is not the scaling's to mend.
+                    || (only_scales && placement.placed_ms < deploy.started_ms)
             });
-            settled.count() >= *want as usize
+            let too_many = only_scales && here().count() > *want as usize;
+            settled.count() >= *want as usize && !too_many
         })
     });
     others_out && enough
@@ -132,8 +146,12 @@ fn is_settled(service: &Wanted, gone: bool, situation: &Situation<'_>) -> bool {
 fn failure(deploy: &Deploy, service: &Wanted, situation: &Situation<'_>) -> Option<Cause> {
     let target = service.target.as_ref()?;
     let placements = service.placed.iter().map(|placed| &placed.placement);
-    let of_target = placements
-        .filter(|placement| placement.revision == target.revision && placement.state == PlacementState::Run);
+    let only_scales = only_scales(deploy, service);
+    let of_target = placements.filter(|placement| {
+        placement.revision == target.revision
+            && placement.state == PlacementState::Run
+            && (!only_scales || placement.placed_ms >= deploy.started_ms)
+    });
     for placement in of_target {
         if let Some(message) = instance_failure(placement, situation) {
             return Some(cause(message, service, placement, situation));
@@ -186,11 +204,20 @@ fn homeless(deploy: &Deploy, service: &Wanted, situation: &Situation<'_>) -> Opt
     }
     let target = service.target.as_ref()?;
     let region = target.regions.iter().find_map(|(region, want)| {
-        let placed = service.placed.iter().any(|placed| placed.placement.region == *region);
-        (*want > 0 && !placed).then_some(region)
+        let of_target = |placement: &&Placement| {
+            placement.region == *region && placement.revision == target.revision
+        };
+        let placed = service.placed.iter().map(|placed| &placed.placement).filter(of_target).count();
+        let needed = if only_scales(deploy, service) { *want as usize } else { want.min(&1).to_owned() as usize };
+        (placed < needed).then_some(region)
     })?;
+    let drained: Vec<&str> = situation.drained_hosts(region).map(NodeName::as_str).collect();
+    let why = match drained.as_slice() {
+        [] => String::new(),
+        names => format!(" ({}: drained; `atoll drain NAME --off` ends that)", names.join(", ")),
+    };
     Some(Cause {
-        message: format!("region {region} has no live host to run an instance"),
+        message: format!("region {region} has no live host to run an instance{why}"),
         service: Some(service.cluster.service.clone()),
         region: Some(region.clone()),
         ..Cause::default()

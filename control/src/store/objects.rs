@@ -4,7 +4,7 @@ use super::Stored;
 use atoll_mesh_ca::TokenRecord;
 use atoll_model::{
     AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles,
-    ServiceName, ServiceSpec, SiteName,
+    Scale, ServiceName, ServiceSpec, SiteName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,6 +37,18 @@ pub struct Service {
     pub target: Option<RevisionId>,
     /// What the last successful deploy gave it; what a failed one goes back to.
     pub current: Option<RevisionId>,
+    /// How many instances an operator wants in a region, where that is not the manifest's `min`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scale: BTreeMap<RegionName, u32>,
+}
+
+impl Service {
+    /// How many instances are to run in a region: what was asked for, while the revision's bounds allow it.
+    #[must_use]
+    pub fn wanted(&self, region: &RegionName, bounds: Scale) -> u32 {
+        let asked = self.scale.get(region).filter(|count| (bounds.min..=bounds.max).contains(count));
+        asked.copied().unwrap_or(bounds.min)
+    }
 }
 
 /// An immutable version of a service's specification.
@@ -54,6 +66,9 @@ pub struct Revision {
     pub created_ms: u64,
     /// Its deploy failed: nothing of it is to stay.
     pub failed: bool,
+    /// Who deployed it.
+    #[serde(default)]
+    pub by: String,
 }
 
 /// How far a deploy is.
@@ -133,6 +148,9 @@ pub struct Deploy {
     pub cause: Option<Cause>,
     /// Who asked for it.
     pub by: String,
+    /// What the services' [`Service::scale`] was before, where the deploy changes it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scale_before: BTreeMap<ServiceName, BTreeMap<RegionName, u32>>,
 }
 
 /// Whether an instance is to run.
@@ -166,18 +184,72 @@ pub struct Placement {
     pub state_ms: u64,
 }
 
+/// What a token may do. Each may do what those before it may.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, utoipa::ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenRole {
+    /// See what the organization has.
+    Read,
+    /// Change what runs.
+    Deploy,
+    /// Make and revoke the organization's tokens, read its audit log.
+    Admin,
+    /// Run the platform: nodes, certificates, organizations. Only for tokens of the organization `default`.
+    /// Also what tokens may do that were made when there were no roles.
+    #[default]
+    Operator,
+}
+
+impl TokenRole {
+    /// As the API names it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Deploy => "deploy",
+            Self::Admin => "admin",
+            Self::Operator => "operator",
+        }
+    }
+}
+
 /// An API token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiToken {
     /// The organization it may act for.
     pub org: OrgName,
-    /// SHA-256 of the token, hex.
+    /// SHA-256 of the token, hex. Its first characters are the token's id.
     pub hash: String,
     /// Whose it is, for logs.
     pub name: String,
+    /// What it may do.
+    #[serde(default)]
+    pub role: TokenRole,
     /// When it was made, ms since 1970.
     pub created_ms: u64,
+    /// Who made it: the name of a token.
+    #[serde(default)]
+    pub by: String,
+    /// From when on it is worth nothing; never, if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
+    /// When it was last used, within the hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_ms: Option<u64>,
 }
+
+impl ApiToken {
+    /// The id by which people name it.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.hash.get(..TOKEN_ID_CHARS).unwrap_or(&self.hash)
+    }
+}
+
+/// Characters of a token's id: enough that no two meet, too few to find the token by.
+const TOKEN_ID_CHARS: usize = 16;
 
 /// A single-use token with which a node joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,6 +301,59 @@ pub struct Domain {
     pub issued_ms: u64,
     /// When it runs out.
     pub not_after_ms: u64,
+    /// The organization's own domain: its certificate was uploaded, and no CA of ours renews it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own: bool,
+}
+
+/// Whose a domain outside the platform's zone is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainClaim {
+    /// The domain; `*.` as first label stands for one label.
+    pub domain: String,
+    /// Its owner.
+    pub org: OrgName,
+    /// The app behind it.
+    pub app: AppName,
+}
+
+impl DomainClaim {
+    /// The tail of a claim's key: the labels from the right, so that what is below a name lies together.
+    #[must_use]
+    pub fn tail(domain: &str) -> String {
+        domain.rsplit('.').collect::<Vec<_>>().join(".")
+    }
+}
+
+/// What an operator has drained.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Drained {
+    /// One node.
+    Node(NodeName),
+    /// Every node of a region, those that join later included.
+    Region(RegionName),
+}
+
+impl std::fmt::Display for Drained {
+    /// As records are keyed: `node/NAME` or `region/NAME`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node/{name}"),
+            Self::Region(name) => write!(f, "region/{name}"),
+        }
+    }
+}
+
+/// That an operator wants something to take nothing new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainWish {
+    /// What.
+    pub what: Drained,
+    /// Who asked for it.
+    pub by: String,
+    /// Since when, ms since 1970.
+    pub since_ms: u64,
 }
 
 /// The answer to a change that carried an idempotency key.
@@ -248,14 +373,77 @@ pub struct Idempotency {
     pub expires_ms: u64,
 }
 
+/// A tenant of the platform. The organization `default` is there without being stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Org {
+    /// Its id.
+    pub id: ObjectId,
+    /// Its name.
+    pub org: OrgName,
+    /// When it was made, ms since 1970.
+    pub created_ms: u64,
+    /// Who made it: the name of a token.
+    pub by: String,
+}
+
+/// One change that was made, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default)]
+pub struct AuditEntry {
+    /// Counts up from 1 in each organization.
+    pub seq: u64,
+    /// When, ms since 1970.
+    pub at_ms: u64,
+    /// Whose log it is in.
+    pub org: String,
+    /// Who: the name of the token, or of the node.
+    pub by: String,
+    /// The token's id.
+    pub token: String,
+    /// The organization that the token or the node is of.
+    pub by_org: String,
+    /// `read`, `deploy`, `admin`, `operator`; `node` for what nodes do.
+    pub role: String,
+    /// The request's method; for nodes the call's name.
+    pub method: String,
+    /// The request's path, with parameters in braces.
+    pub path: String,
+    /// What the parameters stood for, or what was made.
+    pub object: String,
+    /// The app, if it was about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// The status of the answer.
+    pub status: u16,
+    /// The request's id.
+    pub request_id: String,
+    /// What changed, where that was cheap to say.
+    pub detail: String,
+}
+
+/// Which entries of an organization's audit log there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditHead {
+    /// The organization.
+    pub org: OrgName,
+    /// The oldest that is kept.
+    pub first: u64,
+    /// The next one's number.
+    pub next: u64,
+}
+
 macro_rules! stored {
-    ($type:ident, $kind:literal, |$object:ident| $tail:expr) => {
+    ($type:ident, $kind:literal, |$object:ident| $tail:expr $(, filed $under:expr)?) => {
         impl Stored for $type {
             const KIND: &'static str = $kind;
             fn key(&self) -> String {
                 let $object = self;
                 format!("{}/{}", $kind, $tail)
             }
+            $(fn filed_under(&self) -> Option<String> {
+                let $object = self;
+                Some($under)
+            })?
         }
     };
 }
@@ -268,8 +456,21 @@ stored!(Placement, "placement", |o| format!("{}/{}", o.cluster, o.instance));
 stored!(ApiToken, "api-token", |o| format!("{}/{}", o.org, o.hash));
 stored!(JoinToken, "join-token", |o| format!("{}/{}", o.org, o.record.id));
 stored!(Node, "node", |o| format!("{}/{}", o.org, o.name));
-stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain));
+stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain), filed o.cluster.to_string());
+stored!(DomainClaim, "domain-claim", |o| DomainClaim::tail(&o.domain));
+stored!(DrainWish, "drain", |o| o.what.to_string());
+stored!(Org, "org", |o| format!("{}", o.org));
+stored!(AuditEntry, "audit", |o| Self::tail(&o.org, o.seq));
+stored!(AuditHead, "audit-head", |o| o.org.to_string());
 stored!(Idempotency, "idempotency", |o| format!("{}/{}", o.org, o.key));
+
+impl AuditEntry {
+    /// The tail of an entry's key in the store.
+    #[must_use]
+    pub fn tail(org: &str, seq: u64) -> String {
+        format!("{org}/{seq:020}")
+    }
+}
 
 impl Placement {
     /// The key of its record and of the instance's: `host/instance`.

@@ -54,6 +54,11 @@ impl Kind {
     pub const REGION_DENIAL: Self = Self(REGION | 4 << 8 | 2);
     /// What the hosts of a region must know of a cluster that runs there. Key: its name. Body: `RegionCluster`.
     pub const REGION_CLUSTER: Self = Self(REGION | 4 << 8 | 3);
+    /// An operator wants a node, or all of a region, to take nothing new. Key: `node/NAME` or `region/NAME`.
+    /// Body: `DrainWish`.
+    pub const DRAIN: Self = Self(GLOBAL | 4 << 8 | 5);
+    /// The same for the region's scope, whose hosts are not in the global one.
+    pub const REGION_DRAIN: Self = Self(REGION | 4 << 8 | 4);
     /// Where an instance is to run. Key: `host/instance`. Body: `Placement`.
     pub const PLACEMENT: Self = Self(REGION | 4 << 8 | 1);
 
