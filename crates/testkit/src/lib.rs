@@ -7,10 +7,16 @@
 //! * [`Load`]: so many requests a second, each counted, each failure kept with its detail.
 //! * [`Origin`]: an HTTP server that keeps what it was asked.
 //! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
+//! * [`network`]: a network namespace of the test's own, in which packets vanish.
 //! * [`wait_until`], [`processes`]: conditions with a deadline, and what `/proc` says.
 //!
 //! Everything here panics with what a reader of a failed test wants to know: it is for tests only.
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that can't go on panics, and says why")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test that can't go on panics, and says why"
+)]
 
 mod binary;
 mod cli;
@@ -18,6 +24,7 @@ mod curl;
 mod keepers;
 mod load;
 mod mesh;
+pub mod network;
 mod origin;
 mod platform;
 pub mod processes;
