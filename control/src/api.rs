@@ -1,9 +1,12 @@
 //! The user plane: REST with JSON under `/v1`.
 //!
-//! Every call but the description needs a bearer token. Errors are `application/problem+json`. A change may
-//! carry an `Idempotency-Key`; the same request with it again gets the first answer.
+//! Every call but the description needs a bearer token; `routes` says who may call what. Errors are
+//! `application/problem+json`. A change may carry an `Idempotency-Key`; the same request with it again gets the
+//! first answer. Every change is in the audit log.
 
+mod api_tokens;
 mod apps;
+mod audit;
 mod auth;
 mod changes;
 mod deploys;
@@ -11,13 +14,16 @@ mod lists;
 mod logs;
 mod nodes;
 mod openapi;
+mod orgs;
 mod problem;
+mod routes;
 mod server;
 mod status;
 mod tokens;
+mod uses;
 
+pub(crate) use audit::{Deed, record as record_deed};
 pub use auth::{ADMIN_TOKEN_FILE, admin_token};
-pub(crate) use changes::sweep as sweep_answers;
 pub use problem::Problem;
 pub use server::{ServerTls, serve};
 
@@ -27,15 +33,14 @@ use crate::config::Config;
 use crate::metrics::ControlMetrics;
 use crate::publisher::Held;
 use crate::reconciler::progress::Progresses;
-use crate::store::Store;
 use crate::store::seal::Sealer;
+use crate::store::{Change, Store, StoreError};
 use crate::world::World;
 use atoll_mesh_ca::MeshCa;
 use atoll_process::clock::unix_ms;
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn_with_state, map_response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::middleware::map_response;
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -44,7 +49,10 @@ const BODY_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// What the handlers work with. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Api(Arc<Parts>);
+pub struct Api {
+    parts: Arc<Parts>,
+    uses: Arc<uses::Uses>,
+}
 
 /// The parts of an [`Api`].
 #[derive(Debug)]
@@ -71,10 +79,17 @@ pub struct Parts {
     pub metrics: ControlMetrics,
 }
 
+/// Forgets what has run out: kept answers, ended tokens, old entries of the audit log.
+pub(crate) fn sweep(change: &mut Change<'_>, now_ms: u64) -> Result<(), StoreError> {
+    changes::sweep(change, now_ms);
+    api_tokens::sweep(change, now_ms);
+    audit::sweep(change, now_ms)
+}
+
 impl std::ops::Deref for Api {
     type Target = Parts;
     fn deref(&self) -> &Parts {
-        &self.0
+        &self.parts
     }
 }
 
@@ -82,7 +97,7 @@ impl Api {
     /// An API over those parts.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self { parts: Arc::new(parts), uses: Arc::default() }
     }
 
     fn world(&self) -> Arc<World> {
@@ -95,29 +110,7 @@ impl Api {
 
     /// All routes.
     pub fn router(&self) -> Router {
-        let guarded = Router::new()
-            .route("/v1/apps", get(apps::list))
-            .route("/v1/apps/{app}", get(apps::show).put(apps::deploy).delete(apps::remove))
-            .route("/v1/deploys/{id}", get(deploys::show))
-            .route("/v1/deploys/{id}/events", get(deploys::events))
-            .route("/v1/status/{app}", get(status::app))
-            .route("/v1/services", get(lists::services))
-            .route("/v1/revisions", get(lists::revisions))
-            .route("/v1/instances", get(lists::instances))
-            .route("/v1/instances/{id}/logs", get(logs::read))
-            .route("/v1/domains", get(lists::domains))
-            .route("/v1/nodes", get(nodes::list))
-            .route("/v1/nodes/{name}", delete(nodes::remove))
-            .route("/v1/tokens/join", get(tokens::list).post(tokens::create))
-            .route("/v1/tokens/join/{id}", delete(tokens::remove))
-            .route("/v1/ca", get(status::ca))
-            .route("/v1/ready", get(status::ready))
-            .route("/v1/held", get(status::held))
-            .route("/v1/held/confirm", post(status::confirm_held))
-            .route_layer(from_fn_with_state(self.clone(), auth::require));
-        Router::new()
-            .merge(guarded)
-            .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
+        routes::router(self)
             .fallback(|| async { Problem::not_found("there is nothing at this path; see /v1/openapi.json") })
             .method_not_allowed_fallback(|| async { Problem::method_not_allowed() })
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

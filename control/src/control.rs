@@ -258,7 +258,7 @@ async fn upkeep(store: Store, certificates: Certificates, config: Arc<Config>, d
             }
             _ = sweep_check.tick() => {
                 let now_ms = unix_ms();
-                let swept = store.change(move |change| { sweep(change, now_ms); Ok::<_, StoreError>(()) });
+                let swept = store.change(move |change| sweep(change, now_ms));
                 if let Err(error) = swept.await {
                     tracing::warn!(%error, "the store could not be swept");
                 }
@@ -267,8 +267,8 @@ async fn upkeep(store: Store, certificates: Certificates, config: Arc<Config>, d
     }
 }
 
-fn sweep(change: &mut Change<'_>, now_ms: u64) {
-    api::sweep_answers(change, now_ms);
+fn sweep(change: &mut Change<'_>, now_ms: u64) -> Result<(), StoreError> {
+    api::sweep(change, now_ms)?;
     let old = |ended_ms: u64| now_ms.saturating_sub(ended_ms) > REMAINS_KEPT_MS;
     for token in change.list::<JoinToken>("") {
         let ended_ms = token.record.used_by.as_ref().map_or(token.record.expires_ms, |used| used.at_ms);
@@ -283,6 +283,7 @@ fn sweep(change: &mut Change<'_>, now_ms: u64) {
             change.remove::<Deploy>(&format!("{}/{}", deploy.org, deploy.id));
         }
     }
+    Ok(())
 }
 
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod apps;
 pub mod attach;
+pub mod caller;
 pub mod certificates;
 pub mod config;
 mod control;

@@ -41,6 +41,8 @@ pub struct ControlMetrics {
     pub requests: Counter,
     /// API requests refused for want of a valid token.
     pub unauthorized: Counter,
+    /// API requests refused because the token's role may not do it.
+    pub forbidden: Counter,
     /// Deploys accepted.
     pub deploys: Counter,
     /// Deploys that failed.
@@ -65,6 +67,8 @@ impl ControlMetrics {
             requests: metrics.counter("atoll_control_api_requests", "API requests answered"),
             unauthorized: metrics
                 .counter("atoll_control_api_unauthorized", "API requests without a valid token"),
+            forbidden: metrics
+                .counter("atoll_control_api_forbidden", "API requests that the token's role may not make"),
             deploys: metrics.counter("atoll_control_deploys_accepted", "Deploys accepted"),
             deploys_failed: metrics.counter("atoll_control_deploys_failed", "Deploys that failed"),
             store_errors: metrics.counter("atoll_control_store_errors", "Changes that could not be stored"),

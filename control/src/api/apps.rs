@@ -122,11 +122,12 @@ pub(super) async fn deploy(
     }
     let context = api.context();
     if options.dry_run {
-        let org = caller.org;
+        let org = caller.org.clone();
         let planned = api
             .store
             .change(move |change| plan_changes(change, &context, &org, &compiled).map_err(Problem::from));
         let (changes, _) = planned.await?;
+        caller.asked.settle();
         return Ok(Json(Plan { changes }).into_response());
     }
     let metrics = api.metrics.clone();

@@ -1,7 +1,8 @@
-//! Changes: one store transaction each, together with the answer that is kept for its idempotency key.
+//! Changes: one store transaction each, together with the answer that is kept for its idempotency key, and
+//! the entry of the audit log.
 
-use super::auth::hash;
-use super::{Api, Problem};
+use super::auth::{hash, still_valid};
+use super::{Api, Problem, audit};
 use crate::apps::Caller;
 use crate::store::objects::Idempotency;
 use crate::store::{Change, StoreError};
@@ -36,12 +37,14 @@ pub(super) async fn change<T: Serialize>(
 ) -> Result<Response, Problem> {
     let key = key(request.headers)?;
     let print = fingerprint(&request);
-    let (sealer, org) = (api.sealer.clone(), request.caller.org);
+    let (sealer, caller) = (api.sealer.clone(), request.caller);
+    let asked = caller.asked.clone();
     let done = api.store.change(move |change| {
-        let Some(key) = key else {
-            let (status, value) = run(change)?;
-            return Ok::<_, Problem>((status, encode(&value)?));
-        };
+        still_valid(change, &caller)?;
+        let Some(key) = key else { return make(change, &caller, run) };
+        let org = caller.org.clone();
+        // An answer can hold a secret: it is for the token that asked, not for all of the organization.
+        let key = format!("{}/{key}", caller.token);
         let purpose = format!("idempotency {org}/{key}");
         let now_ms = unix_ms();
         let kept = change.get::<Idempotency>(&format!("{org}/{key}")).filter(|kept| kept.expires_ms > now_ms);
@@ -55,8 +58,7 @@ pub(super) async fn change<T: Serialize>(
             let status = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::OK);
             return Ok((status, body));
         }
-        let (status, value) = run(change)?;
-        let body = encode(&value)?;
+        let (status, body) = make(change, &caller, run)?;
         let sealed_body =
             sealer.seal(&purpose, &body).map_err(|error| Problem::internal(error.to_string()))?;
         make_room(change, now_ms);
@@ -76,10 +78,24 @@ pub(super) async fn change<T: Serialize>(
             api.metrics.store_errors.inc();
         }
     })?;
+    // The audit log has it: now, or since its first answer.
+    asked.settle();
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     Ok(response)
+}
+
+/// Makes the change, and its entry in the audit log.
+fn make<T: Serialize>(
+    change: &mut Change<'_>,
+    caller: &Caller,
+    run: impl FnOnce(&mut Change<'_>) -> Result<(StatusCode, T), Problem>,
+) -> Result<(StatusCode, Vec<u8>), Problem> {
+    let (status, value) = run(change)?;
+    let value = serde_json::to_value(&value).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    audit::of_call(change, caller, status, &value)?;
+    Ok((status, value.to_string().into_bytes()))
 }
 
 /// Reads a JSON body; says where it is wrong.
@@ -91,7 +107,7 @@ pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 }
 
 /// Forgets answers that are too old.
-pub(crate) fn sweep(change: &mut Change<'_>, now_ms: u64) {
+pub(super) fn sweep(change: &mut Change<'_>, now_ms: u64) {
     for kept in change.list::<Idempotency>("").into_iter().filter(|kept| kept.expires_ms <= now_ms) {
         change.remove::<Idempotency>(&format!("{}/{}", kept.org, kept.key));
     }
@@ -136,8 +152,4 @@ fn reused() -> Problem {
         "The idempotency key was used",
         "this Idempotency-Key came with another request before: use a new one for each change",
     )
-}
-
-fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Problem> {
-    serde_json::to_vec(value).map_err(|error| StoreError::Damaged(error.to_string()).into())
 }

@@ -47,7 +47,8 @@ pub(super) async fn read(
     let placement = placements.into_iter().find(|placement| placement.instance == id);
     let placement = placement.ok_or_else(|| Problem::not_found(format!("there is no instance `{id}`")))?;
     let tail_lines = options.tail.unwrap_or(TAIL_LINES).min(TAIL_LINES_MAX);
-    let ask = ReadLogs { instance: id.to_string(), tail_lines, follow: options.follow, ..ReadLogs::default() };
+    let ask =
+        ReadLogs { instance: id.to_string(), tail_lines, follow: options.follow, ..ReadLogs::default() };
     let mut answers = api.attached.read_logs(&placement.host, ask).map_err(|error| unreachable(&error))?;
     let wait = if options.follow { FIRST_ANSWER_FOLLOWING } else { FIRST_ANSWER };
     let first = match tokio::time::timeout(wait, answers.next()).await {

@@ -3,6 +3,7 @@
 use crate::apps::Refusal;
 use crate::apps::validate::Fault;
 use crate::store::StoreError;
+use crate::store::objects::TokenRole;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
@@ -35,6 +36,9 @@ struct Fields {
     /// The deploy that is in the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     deploy: Option<String>,
+    /// The least role that may do this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs: Option<TokenRole>,
 }
 
 impl Problem {
@@ -55,6 +59,7 @@ impl Problem {
             place: None,
             errors: Vec::new(),
             deploy: None,
+            needs: None,
         }))
     }
 
@@ -76,6 +81,22 @@ impl Problem {
     pub fn unauthorized() -> Self {
         let detail = "the request needs a valid token: `Authorization: Bearer …`";
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not authorized", detail)
+    }
+
+    /// 403.
+    #[must_use]
+    pub fn role_needed(needs: TokenRole, name: &str, has: TokenRole) -> Self {
+        let detail =
+            format!("this needs the role `{}`; the token `{name}` has `{}`", needs.as_str(), has.as_str());
+        let mut problem = Self::new(StatusCode::FORBIDDEN, "role-needed", "Not allowed", detail);
+        problem.0.needs = Some(needs);
+        problem
+    }
+
+    /// 409: something else is in the way.
+    #[must_use]
+    pub fn conflict(code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, title, detail)
     }
 
     /// 400: the body or a parameter can't be read.
@@ -179,7 +200,24 @@ impl From<Refusal> for Problem {
                 problem.0.deploy = Some(deploy.to_string());
                 problem
             }
-            Refusal::NoApp(_) => Self::not_found(text),
+            Refusal::NoApp(_) | Refusal::NoService { .. } | Refusal::NoRevision { .. } => {
+                Self::not_found(text)
+            }
+            Refusal::WhichService { .. } => Self::invalid("service", text),
+            Refusal::NotInRegion { region, .. } => Self::invalid(format!("regions.{region}"), text),
+            Refusal::OutOfBounds { region, .. } => {
+                let mut problem = Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "out-of-bounds",
+                    "The manifest does not allow it",
+                    text,
+                );
+                problem.0.place = Some(format!("regions.{region}"));
+                problem
+            }
+            Refusal::RevisionFailed { .. } => {
+                Self::new(StatusCode::CONFLICT, "revision-failed", "The revision failed", text)
+            }
             Refusal::MassRemoval { .. } => {
                 Self::new(StatusCode::CONFLICT, "confirm-removal", "Much would be removed", text)
             }
