@@ -3,9 +3,6 @@
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// The most data-path workers that are started without being asked for.
-const WORKERS_DEFAULT_MAX: usize = 4;
-
 /// The role's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -30,15 +27,6 @@ impl Default for Config {
             workers: 0,
             requests_max: 20_000,
             connections_max: 10_000,
-        }
-    }
-}
-
-impl Config {
-    pub(crate) fn worker_count(&self) -> usize {
-        match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_DEFAULT_MAX)),
-            workers => workers,
         }
     }
 }

@@ -3,10 +3,11 @@
 
 use crate::gateway::Shared;
 use crate::serving::Serving;
-use crate::sidecars::seen;
 use crate::summaries::healthy;
-use crate::views::{Cluster, Endpoint, Endpoints, Snapshot};
+use crate::views::{Cluster, Snapshot};
+use atoll_proxy::region::seen;
 use atoll_routing::endpoint::{self, State};
+use atoll_routing::placed::{Endpoint, Endpoints};
 use atoll_routing::summary::Summary;
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering;

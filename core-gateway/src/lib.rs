@@ -5,13 +5,10 @@
 
 mod config;
 mod explain;
-mod forward;
 mod gateway;
-mod reach;
 mod records;
 mod request;
 mod serving;
-mod sidecars;
 mod summaries;
 mod usage;
 mod views;

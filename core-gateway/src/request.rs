@@ -1,18 +1,16 @@
 //! The path of a request through the gateway: who asks → may it → admit → forward → record.
 
-use crate::forward::{Answered, Outgoing, Unanswered, forward};
-use crate::gateway::Admission;
 use crate::summaries::healthy;
 use crate::views::Cluster;
 use crate::worker::Worker;
 use atoll_identity::PeerIdentity;
-use atoll_model::{ClusterName, Hop, NodeName, Reason, Role};
+use atoll_model::{Hop, NodeName, Reason, Role};
 use atoll_proxy::answer::{self, InternalAnswer};
 use atoll_proxy::exchange::Handler;
 use atoll_proxy::headers::{self, Hops};
+use atoll_proxy::region::{Answered, forward};
 use atoll_proxy::tunnel::{ControlStream, is_control_stream, serve_control_stream};
-use atoll_proxy::{Body, Exchange, Replay};
-use atoll_routing::retry::{MethodClass, TRIES_MAX};
+use atoll_proxy::{Body, Exchange, Outgoing, Tries};
 use atoll_wire::tunnel::ClusterHeadroom;
 use http::Response;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -85,8 +83,8 @@ fn printable(value: Option<&HeaderValue>) -> String {
     bytes.escape_ascii().take(130).map(char::from).collect()
 }
 
-const fn unsent(reason: Reason) -> Unanswered {
-    Unanswered { made: InternalAnswer { hop: Hop::Gateway, reason, sent: false }, tries_used: 0 }
+const fn unsent(reason: Reason) -> InternalAnswer {
+    InternalAnswer { hop: Hop::Gateway, reason, sent: false }
 }
 
 impl Handler for TunnelConnection {
@@ -96,37 +94,37 @@ impl Handler for TunnelConnection {
         }
         let started = exchange.started;
         let asked = Asked::of(exchange.request.headers());
-        match self.serve(exchange).await {
+        let tries = tries_of(exchange.request.headers());
+        match self.serve(exchange, &tries).await {
             Ok(response) => response,
-            Err(unanswered) => self.refuse(unanswered, &asked, started),
+            Err(made) => self.refuse(made, &tries, &asked, started),
         }
     }
 }
 
 impl TunnelConnection {
-    async fn serve(&self, exchange: Exchange) -> Result<Response<Body>, Unanswered> {
+    async fn serve(&self, exchange: Exchange, tries: &Tries) -> Result<Response<Body>, InternalAnswer> {
         let started = exchange.started;
-        let (name, cluster) = self.authorize(exchange.request.headers())?;
-        let admission = Admission::take(&self.worker.shared).ok_or(unsent(Reason::GatewayFull))?;
+        let shared = &self.worker.shared;
+        let cluster = self.authorize(exchange.request.headers())?;
+        let admission = shared.admissions.take().ok_or(unsent(Reason::GatewayFull))?;
         let in_flight = InFlight::new(&cluster);
-        self.note_use(&name.to_string());
-        let outgoing = self.prepare(exchange, name, cluster);
-        let answered = forward(&self.worker, outgoing).await?;
-        Ok(self.finish(answered, started).map(|body| body.holding((admission, in_flight))))
+        self.note_use(&cluster.to.text);
+        let outgoing = self.prepare(exchange, &cluster);
+        let endpoints = || shared.views.load().endpoints.get(&cluster.to.text).cloned();
+        let answered = forward(&self.worker.sidecars, endpoints, &outgoing, tries).await?;
+        Ok(self.finish(answered, tries, started).map(|body| body.holding((admission, in_flight))))
     }
 
     /// Edges may ask for public clusters, and nobody for anything else.
-    fn authorize(&self, fields: &HeaderMap) -> Result<(ClusterName, Arc<Cluster>), Unanswered> {
+    fn authorize(&self, fields: &HeaderMap) -> Result<Arc<Cluster>, InternalAnswer> {
         let asked = fields.get(headers::CLUSTER).and_then(|value| value.to_str().ok()).unwrap_or("");
         if !self.peer.roles.has(Role::Edge) {
             return Err(unsent(Reason::NotAuthorized));
         }
         let snapshot = self.worker.shared.views.load();
         let known = snapshot.clusters.get(asked).filter(|cluster| cluster.public);
-        match (asked.parse::<ClusterName>(), known) {
-            (Ok(name), Some(cluster)) => Ok((name, Arc::clone(cluster))),
-            _ => Err(unsent(Reason::NotPublic)),
-        }
+        known.cloned().ok_or(unsent(Reason::NotPublic))
     }
 
     fn note_use(&self, cluster: &str) {
@@ -143,11 +141,9 @@ impl TunnelConnection {
     }
 
     /// The request as it leaves for a sidecar: of the internal fields, those that are known and no other.
-    fn prepare(&self, exchange: Exchange, name: ClusterName, cluster: Arc<Cluster>) -> Outgoing {
+    fn prepare(&self, exchange: Exchange, cluster: &Cluster) -> Outgoing {
         let (mut head, body) = exchange.request.into_parts();
         let fields = &mut head.headers;
-        let tries = fields.get(headers::TRIES).and_then(|value| value.to_str().ok());
-        let tries = tries.and_then(|tries| tries.parse().ok()).unwrap_or(1).clamp(1, TRIES_MAX);
         let kept = [headers::CLUSTER, headers::EDGE, headers::CLIENT_IP];
         let kept = kept.map(|field| fields.get(&field).cloned().map(|value| (field, value)));
         headers::strip_internal(fields);
@@ -155,20 +151,13 @@ impl TunnelConnection {
             fields.insert(field, value);
         }
         set(fields, headers::REGION, self.worker.shared.region.as_str());
-        Outgoing {
-            method: MethodClass::of(head.method.as_str()),
-            head,
-            body: Replay::new(body),
-            name,
-            cluster,
-            tries,
-        }
+        Outgoing::new(head, body, Arc::clone(&cluster.to))
     }
 
-    fn finish(&self, answered: Answered, started: Instant) -> Response<Body> {
-        let Answered { mut response, key, tries_used } = answered;
+    fn finish(&self, answered: Answered, tries: &Tries, started: Instant) -> Response<Body> {
+        let Answered { mut response, key } = answered;
         let fields = response.headers_mut();
-        self.set_facts(fields, tries_used, started);
+        self.set_facts(fields, tries, started);
         if !fields.contains_key(headers::INSTANCE) {
             let instance = key.split_once('/').map_or(&*key, |(_host, instance)| instance);
             set(fields, headers::INSTANCE, instance);
@@ -176,19 +165,18 @@ impl TunnelConnection {
         response
     }
 
-    fn refuse(&self, unanswered: Unanswered, asked: &Asked, started: Instant) -> Response<Body> {
-        let InternalAnswer { hop, reason, sent } = unanswered.made;
+    fn refuse(&self, made: InternalAnswer, tries: &Tries, asked: &Asked, started: Instant) -> Response<Body> {
+        let InternalAnswer { hop, reason, sent } = made;
         self.worker.shared.metrics.failed(hop, reason);
-        self.log(unanswered, asked);
+        self.log(made, tries, asked);
         let mut response = answer::internal(hop, reason, sent);
-        self.set_facts(response.headers_mut(), unanswered.tries_used, started);
+        self.set_facts(response.headers_mut(), tries, started);
         response
     }
 
     /// A failure of this hop is its operator's business; a sidecar's is logged there, a client's at the edge.
-    fn log(&self, unanswered: Unanswered, asked: &Asked) {
-        let InternalAnswer { hop, reason, sent } = unanswered.made;
-        let tries = unanswered.tries_used;
+    fn log(&self, InternalAnswer { hop, reason, sent }: InternalAnswer, tries: &Tries, asked: &Asked) {
+        let tries = tries.used();
         let quiet = hop != Hop::Gateway || reason == Reason::ClientGone;
         let sampled = if quiet { None } else { self.worker.failures.take(Instant::now()) };
         let (cluster, request_id) = (asked.cluster(), asked.request_id());
@@ -201,12 +189,12 @@ impl TunnelConnection {
         }
     }
 
-    fn set_facts(&self, fields: &mut HeaderMap, tries_used: u8, started: Instant) {
+    fn set_facts(&self, fields: &mut HeaderMap, tries: &Tries, started: Instant) {
         let hops = fields.get(headers::HOPS).and_then(|value| value.to_str().ok());
         let hops = hops.map(Hops::parse).unwrap_or_default();
         let gateway_us = u64::try_from(started.elapsed().as_micros()).ok();
         fields.insert(headers::HOPS, Hops { gateway_us, ..hops }.to_value());
-        fields.insert(headers::TRIES_USED, HeaderValue::from(u16::from(tries_used)));
+        fields.insert(headers::TRIES_USED, HeaderValue::from(u16::from(tries.used())));
         set(fields, headers::REGION, self.worker.shared.region.as_str());
     }
 
@@ -234,6 +222,12 @@ impl TunnelConnection {
             metrics: shared.metrics.clone(),
         }
     }
+}
+
+/// What the hop before allows; one try when it doesn't say.
+fn tries_of(fields: &HeaderMap) -> Tries {
+    let tries = fields.get(headers::TRIES).and_then(|value| value.to_str().ok());
+    Tries::new(tries.and_then(|tries| tries.parse().ok()).unwrap_or(1))
 }
 
 fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {

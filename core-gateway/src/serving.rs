@@ -66,7 +66,7 @@ impl Serving {
         serde_json::json!({
             "desired_epoch": snapshot.desired.0,
             "desired_version": snapshot.desired.1,
-            "requests_in_flight": shared.in_flight(),
+            "requests_in_flight": shared.admissions.in_flight(),
             "connections": shared.connections.open(),
             "clusters": clusters,
         })

@@ -2,26 +2,21 @@
 
 use crate::gateway::Shared;
 use crate::request::TunnelConnection;
-use crate::sidecars::Sidecars;
-use atoll_identity::{ConnectionGuard, Identity, PeerIdentity, SpiffeId};
-use atoll_proxy::exchange::{ConnectionInfo, TlsInfo};
-use atoll_proxy::listen::{ConnectionPermit, accept_loop};
+use atoll_identity::SpiffeId;
+use atoll_model::{ClusterName, Hop};
+use atoll_proxy::listen::serve_all;
+use atoll_proxy::region::Sidecars;
 use atoll_proxy::sample::Sample;
-use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
-use atoll_proxy::sever::severable;
+use atoll_proxy::server::{AcceptError, ConnectionEnd, MeshAcceptor, ServerLimits};
 use atoll_proxy::workers::spawn_task;
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
-
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+use tracing::{debug, info, warn};
 
 /// What a worker's requests share.
 #[derive(Debug)]
@@ -37,8 +32,9 @@ pub(crate) struct Worker {
 }
 
 /// Runs a worker until the drain is over and its connections have ended.
-pub(crate) async fn run(shared: Arc<Shared>, socket: TcpListener) {
-    let sidecars = Sidecars::new(shared.identity.clone(), shared.metrics.clone(), shared.reach.clone());
+pub(crate) async fn run(shared: Arc<Shared>, acceptor: MeshAcceptor, socket: TcpListener) {
+    let (identity, metrics) = (shared.identity.clone(), shared.metrics.clone());
+    let sidecars = Sidecars::new(Hop::Gateway, identity, metrics.clone(), shared.reach.clone());
     let worker = Rc::new(Worker {
         sidecars,
         failures: Sample::default(),
@@ -48,110 +44,63 @@ pub(crate) async fn run(shared: Arc<Shared>, socket: TcpListener) {
         shared,
     });
     let follower = Rc::clone(&worker);
-    let follow = spawn_task("sidecars", &worker.shared.metrics, async move {
-        follower.sidecars.follow(follower.shared.views.clone()).await;
-    });
+    let follow = spawn_task("sidecars", &metrics, async move { follower.follow().await });
     let connections = TaskTracker::new();
-    accept(&worker, socket, &connections).await;
+    let (cap, drain) = (worker.shared.connections.clone(), worker.shared.drain.clone());
+    let serve = |stream, peer| serve(Rc::clone(&worker), acceptor.clone(), stream, peer);
+    serve_all(socket, ("tunnel connection", cap), &metrics, drain, &connections, serve).await;
     connections.close();
     connections.wait().await;
     follow.abort();
 }
 
-async fn accept(worker: &Rc<Worker>, socket: TcpListener, connections: &TaskTracker) {
-    let shared = &worker.shared;
-    let on_connection = |stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit| {
-        let worker = Rc::clone(worker);
-        let token = connections.token();
-        let metrics = worker.shared.metrics.clone();
-        spawn_task("tunnel connection", &metrics, async move {
-            // Held until the connection has ended.
-            let _held = (permit, token);
-            serve(worker, stream, peer).await;
-        });
-    };
-    let (cap, metrics) = (shared.connections.clone(), shared.metrics.clone());
-    if let Err(error) = accept_loop(socket, cap, metrics, shared.drain.clone(), on_connection).await {
-        error!(%error, "the listener has failed");
+impl Worker {
+    /// Closes connections to instances that are gone. Runs as long as the worker.
+    async fn follow(&self) {
+        let mut changes = self.shared.views.changes();
+        while changes.changed().await.is_ok() {
+            let snapshot = self.shared.views.load();
+            self.sidecars.keep(|cluster: &ClusterName, key, address| {
+                let endpoints = snapshot.endpoints.get(&cluster.to_string());
+                endpoints
+                    .is_some_and(|known| known.all.iter().any(|e| *e.key == *key && e.address == address))
+            });
+        }
+    }
+
+    fn refused(&self, peer: SocketAddr, error: &AcceptError) {
+        self.shared.metrics.handshake_errors.inc();
+        if matches!(error, AcceptError::Timeout) {
+            debug!(%peer, "a handshake did not end in time");
+        } else if let Some(left_out) = self.strangers.take(Instant::now()) {
+            let why = std::error::Error::source(error).map(ToString::to_string);
+            warn!(%peer, own = %self.own_id, why, left_out, "refused a connection: {error}");
+        }
     }
 }
 
-async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let shared = Arc::clone(&worker.shared);
-    let Ok(local) = stream.local_addr() else { return };
-    let admitted = tokio::select! {
-        admitted = handshake(&worker, stream, peer) => admitted,
+async fn serve(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, peer: SocketAddr) {
+    let shared = &worker.shared;
+    let accepted = tokio::select! {
+        accepted = acceptor.accept(stream, peer) => accepted,
         () = shared.drain.forced() => return,
     };
-    let Some((stream, identity, guard)) = admitted else {
-        shared.metrics.handshake_errors.inc();
-        return;
+    let connection = match accepted {
+        Ok(connection) => connection,
+        Err(error) => return worker.refused(peer, &error),
     };
+    let Some(identity) = connection.info().identity.clone() else { return };
     let Some(edge) = identity.id.node_name() else { return };
-    let (_, tls) = stream.get_ref();
-    let tls = TlsInfo { server_name: None, version: None, alpn: tls.alpn_protocol().map(<[u8]>::to_vec) };
-    let identity = Arc::new(identity);
-    let info =
-        Arc::new(ConnectionInfo { peer, local, tls: Some(tls), identity: Some(Arc::clone(&identity)) });
     let handler = Rc::new(TunnelConnection {
         worker: Rc::clone(&worker),
         peer: identity,
         edge: edge.clone(),
         noted: RefCell::default(),
     });
-    let (stream, sever) = severable(stream);
-    let (metrics, drain) = (&shared.metrics, shared.drain.clone());
-    let served = serve_connection(stream, HttpVersion::H2, info, &worker.limits, handler, metrics, drain);
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        how = served.as_mut() => debug!(%edge, ?how, "a tunnel connection ended"),
-        () = guard.cut() => {
-            info!(%edge, "a tunnel connection is cut: its peer is denied");
-            metrics.connections_cut.inc();
-            sever.sever();
-            served.await;
-        }
-    }
-}
-
-async fn handshake(
-    worker: &Worker,
-    stream: TcpStream,
-    peer: SocketAddr,
-) -> Option<(TlsStream<TcpStream>, PeerIdentity, ConnectionGuard)> {
-    let shared = &worker.shared;
-    let refused = |why: &dyn std::fmt::Display| {
-        if let Some(left_out) = worker.strangers.take(Instant::now()) {
-            warn!(%peer, own = %worker.own_id, %why, left_out, "refused a connection: it has no identity that may tunnel");
-        }
-    };
-    let accepted = TlsAcceptor::from(Arc::clone(&shared.tls)).accept(stream);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepted).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            refused(&error);
-            return None;
-        }
-        Err(_elapsed) => {
-            debug!(%peer, "a handshake did not end in time");
-            return None;
-        }
-    };
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let identity = match Identity::peer_of(certificates) {
-        Ok(identity) => identity,
-        Err(fault) => {
-            refused(&fault);
-            return None;
-        }
-    };
-    match shared.identity.connections().admit(&identity) {
-        Ok(guard) => Some((stream, identity, guard)),
-        Err(denied) => {
-            if let Some(left_out) = worker.strangers.take(Instant::now()) {
-                warn!(%peer, id = %identity.id, own = %worker.own_id, %denied, left_out, "refused a connection");
-            }
-            None
-        }
+    let end = connection.serve(&worker.limits, handler, &shared.metrics, shared.drain.clone()).await;
+    if end == ConnectionEnd::Denied {
+        info!(%edge, "a tunnel connection is cut: its peer is denied");
+    } else {
+        debug!(%edge, ?end, "a tunnel connection ended");
     }
 }

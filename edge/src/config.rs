@@ -7,9 +7,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The most data-path workers that are started without being asked for.
-const WORKERS_DEFAULT_MAX: usize = 4;
-
 /// The role's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -49,16 +46,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many workers to start.
-    pub(crate) fn worker_count(&self) -> usize {
-        match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(WORKERS_DEFAULT_MAX)),
-            workers => workers,
-        }
-    }
-
-    /// The simulated round-trip time to a region.
-    pub(crate) fn wan_delay(&self, region: &RegionName) -> Duration {
-        Duration::from_millis(self.wan.get(region).copied().unwrap_or(0))
+    /// The simulated round-trip times.
+    pub(crate) fn wan_delays(&self) -> BTreeMap<RegionName, Duration> {
+        self.wan.iter().map(|(region, ms)| (region.clone(), Duration::from_millis(*ms))).collect()
     }
 }

@@ -1,35 +1,30 @@
 //! Binding and running the role.
 
-use crate::board::Board;
 use crate::certificates::{Certificate, Certificates, Fetcher, Sealed, SealedError, Wanted};
 use crate::config::Config;
 use crate::records;
 use crate::serving::Serving;
 use crate::tls;
-use crate::tunnels::TunnelFacts;
 use crate::views::Views;
 use crate::worker::{self, Sockets};
 use arc_swap::ArcSwap;
 use atoll_gossip::{Gossip, Subscription};
 use atoll_identity::Identity;
-use atoll_model::{NodeName, RegionName, SiteName};
+use atoll_model::{Hop, NodeName, RegionName, SiteName};
 use atoll_process::{Drain, Metrics, Tasks};
 use atoll_proxy::ProxyMetrics;
 use atoll_proxy::access_log::AccessLog;
+use atoll_proxy::admission::Admissions;
 use atoll_proxy::listen::{ConnectionCap, bind_workers};
-use atoll_proxy::workers::{self, Workers};
+use atoll_proxy::regions::{Board, TunnelFacts};
+use atoll_proxy::workers::{self, until_forced};
 use rustls::ServerConfig;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 use tonic::transport::Channel;
 use tracing::{info, warn};
-
-/// How long workers may take to end once the drain was forced.
-const END_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the node hands to the role.
 #[derive(Debug, Clone)]
@@ -104,33 +99,7 @@ pub(crate) struct Shared {
     pub(crate) connections: ConnectionCap,
     pub(crate) drain: Drain,
     pub(crate) apply_errors: ArcSwap<Vec<(String, String)>>,
-    in_flight: AtomicUsize,
-    requests_max: usize,
-}
-
-impl Shared {
-    pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-}
-
-/// A place among the requests that the edge takes at a time; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Admission(Arc<Shared>);
-
-impl Admission {
-    pub(crate) fn take(shared: &Arc<Shared>) -> Option<Self> {
-        // Counted before the look, so that two can't take the last place.
-        let admission = Self(Arc::clone(shared));
-        let before = shared.in_flight.fetch_add(1, Ordering::Relaxed);
-        (before < shared.requests_max).then_some(admission)
-    }
-}
-
-impl Drop for Admission {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
+    pub(crate) admissions: Admissions,
 }
 
 /// The role edge.
@@ -163,7 +132,7 @@ impl Edge {
 
 fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
     let records = parts.gossip.subscribe(&records::KINDS);
-    let count = config.worker_count();
+    let count = workers::count(config.workers);
     let mut sockets: Vec<Sockets> = (0..count).map(|_| Sockets::default()).collect();
     let http = listen(&config.http, &mut sockets, |sockets| &mut sockets.http)?;
     let https = listen(&config.https, &mut sockets, |sockets| &mut sockets.https)?;
@@ -176,7 +145,6 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
     let sealed = Arc::new(Sealed::open(&parts.data_dir)?);
     let certificates = Certificates::default();
     load(&sealed, &certificates)?;
-    let config = Arc::new(config);
     let shared = Arc::new(Shared {
         site: parts.site,
         https_port,
@@ -186,10 +154,11 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         tls: tls::base_config()?,
         board: Board::new(count),
         tunnel_facts: TunnelFacts {
+            hop: Hop::Edge,
             node: parts.name,
             region: parts.region,
             identity: parts.identity,
-            config: Arc::clone(&config),
+            wan: Arc::new(config.wan_delays()),
             metrics: metrics.clone(),
         },
         metrics,
@@ -197,8 +166,7 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         connections: ConnectionCap::new(config.connections_max),
         drain: parts.drain,
         apply_errors: ArcSwap::default(),
-        in_flight: AtomicUsize::new(0),
-        requests_max: config.requests_max,
+        admissions: Admissions::new(config.requests_max),
     });
     let fetcher =
         Fetcher { wanted: Wanted::default(), loaded: certificates, sealed, node_plane: parts.node_plane };
@@ -232,37 +200,13 @@ impl Bound {
             until_forced(drain.clone(), records::follow(records, Arc::clone(&shared), wanted)),
         );
         tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
-        let workers = start(&shared, sockets).map_err(BindError::Workers)?;
-        let ended = workers.finished(Duration::MAX);
-        tokio::pin!(ended);
-        let well = tokio::select! {
-            well = &mut ended => well,
-            () = drain.forced() => tokio::time::timeout(END_WITHIN, ended).await.unwrap_or(false),
-        };
-        if !well {
+        let run = move |worker: workers::Worker, own| worker::run(Arc::clone(&shared), worker.index, own);
+        let workers = workers::spawn_each(sockets, "edge", run).map_err(BindError::Workers)?;
+        if !workers.drained(&drain).await {
             warn!("the edge's workers did not all end well");
         }
         Ok(())
     }
-}
-
-async fn until_forced(drain: Drain, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = work => {}
-        () = drain.forced() => {}
-    }
-}
-
-fn start(shared: &Arc<Shared>, sockets: Vec<Sockets>) -> io::Result<Workers> {
-    let count = sockets.len();
-    // Each worker takes its own, on its own thread.
-    let sockets: Mutex<Vec<Option<Sockets>>> = Mutex::new(sockets.into_iter().map(Some).collect());
-    let shared = Arc::clone(shared);
-    workers::spawn(count, "edge", move |worker| {
-        let mut all = sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = all.get_mut(worker.index).and_then(Option::take).unwrap_or_default();
-        worker::run(Arc::clone(&shared), worker.index, own)
-    })
 }
 
 fn listen(

@@ -1,11 +1,10 @@
 //! Why a request would go where it goes: for `explain`, by the functions that requests go by.
 
-use crate::choice::decide;
 use crate::edge::Shared;
 use crate::serving::Serving;
-use crate::tunnels::{RegionView, region_views};
-use crate::views::{Gateway, Snapshot};
+use crate::views::Snapshot;
 use atoll_model::RegionName;
+use atoll_proxy::regions::{Gateway, RegionView, decide, region_views};
 use atoll_proxy::tunnel::TunnelState;
 use atoll_routing::hosts::normalise_host;
 use atoll_routing::region::Health;
@@ -73,7 +72,8 @@ fn regions(shared: &Shared, snapshot: &Snapshot, cluster: &str, among: &[RegionN
     let posted = shared.board.sample();
     let tunnels: Vec<(&Gateway, Arc<TunnelState>)> =
         posted.iter().map(|posted| (&posted.gateway, posted.state.load_full())).collect();
-    let views = region_views(&tunnels, snapshot, cluster, among);
+    let said = snapshot.summaries.of(cluster).map_or(&[][..], |all| &all[..]);
+    let views = region_views(&tunnels, said, cluster, among);
     let decision = decide(&views, &shared.tunnel_facts.region, None, |_| false);
     let region = |(view, verdict): (&RegionView, _)| {
         let gateways = tunnels.iter().filter(|(gateway, _)| gateway.region == view.region);

@@ -3,9 +3,7 @@
 //! [`Edge::bind`] takes the sockets and loads what is on disk; [`Bound::run`] serves until the drain is over.
 //! Nothing on the path of a request waits for control or for gossip: workers read snapshots.
 
-mod board;
 mod certificates;
-mod choice;
 mod config;
 mod edge;
 mod explain;
@@ -15,7 +13,6 @@ mod records;
 mod request;
 mod serving;
 mod tls;
-mod tunnels;
 mod views;
 mod worker;
 

@@ -5,7 +5,7 @@ use atoll_model::{Hop, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::access_log::Line;
 use atoll_proxy::headers::{self, Hops};
-use atoll_proxy::{Body, ByteCount, Exchange, Side, answer};
+use atoll_proxy::{Body, ByteCount, Exchange, Side, Tries, answer};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
@@ -25,6 +25,7 @@ pub(crate) struct Record {
     shared: Arc<Shared>,
     started: Instant,
     head_only: bool,
+    tries: Tries,
     uploaded: ByteCount,
     downloaded: Option<ByteCount>,
 }
@@ -53,6 +54,7 @@ impl Record {
             shared: Arc::clone(shared),
             started: exchange.started,
             head_only: request.method() == Method::HEAD,
+            tries: Tries::default(),
             uploaded,
             downloaded: None,
         }
@@ -72,8 +74,9 @@ impl Record {
         self.line.cluster = Some(cluster.to_owned());
     }
 
-    pub(crate) fn note_tries(&mut self, tries: u32) {
-        self.line.tries = tries;
+    /// To be spent on the request.
+    pub(crate) fn tries(&self) -> &Tries {
+        &self.tries
     }
 
     /// Reads who answered, and how long each hop took, from the internal fields of an answer.
@@ -139,6 +142,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         self.line.duration_us = micros(self.started);
+        self.line.tries = self.tries.used().into();
         self.line.request_bytes = self.uploaded.bytes();
         match &self.downloaded {
             // Dropped before there was an answer.

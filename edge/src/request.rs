@@ -1,19 +1,16 @@
 //! The path of a request: identify → route → admit → forward → record.
 
-mod forward;
-
 use crate::certificates::Certificate;
-use crate::edge::{Admission, Shared};
+use crate::edge::Shared;
 use crate::record::Record;
 use crate::views::Cluster;
 use crate::worker::Worker;
 use atoll_model::{Hop, Reason};
+use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::exchange::Handler;
 use atoll_proxy::headers::{self, ClientFacts};
-use atoll_proxy::{Body, Exchange, Replay, answer};
+use atoll_proxy::{Body, Exchange, Outgoing, answer};
 use atoll_routing::hosts::normalise_host;
-use atoll_routing::retry::MethodClass;
-use forward::Outgoing;
 use http::Response;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use std::rc::Rc;
@@ -40,11 +37,10 @@ impl Refusal {
     }
 }
 
-/// Where a request is to go.
-#[derive(Debug)]
-struct Destination {
-    name: String,
-    cluster: Arc<Cluster>,
+impl From<InternalAnswer> for Refusal {
+    fn from(made: InternalAnswer) -> Self {
+        Self { hop: made.hop, reason: made.reason }
+    }
 }
 
 impl Handler for SecureConnection {
@@ -70,13 +66,14 @@ impl SecureConnection {
     async fn serve(&self, exchange: Exchange, record: &mut Record) -> Result<Response<Body>, Refusal> {
         let shared = &self.worker.shared;
         let host = self.identify(&exchange)?;
-        let destination = route(shared, &host, exchange.request.uri().path())?;
-        record.note_cluster(&destination.name);
-        let admission = admit(shared)?;
-        let outgoing = prepare(shared, exchange, destination)?;
+        let cluster = route(shared, &host, exchange.request.uri().path())?;
+        record.note_cluster(&cluster.to.text);
+        let admission = shared.admissions.take().ok_or(Refusal::edge(Reason::EdgeFull))?;
+        let outgoing = prepare(shared, exchange, &cluster)?;
         record.note_trace(&outgoing.head.headers);
-        let response = forward::forward(&self.worker, outgoing, record).await?;
-        Ok(finish(response, record).map(|body| body.holding(admission)))
+        let said = || shared.views.load().summaries.of(&cluster.to.text).cloned();
+        let answered = self.worker.regions.forward(said, &cluster.regions, &outgoing, record.tries()).await?;
+        Ok(finish(answered.response, record).map(|body| body.holding(admission)))
     }
 
     /// The host that the request is for, if this connection may be used for it.
@@ -89,21 +86,16 @@ impl SecureConnection {
     }
 }
 
-fn route(shared: &Shared, host: &str, path: &str) -> Result<Destination, Refusal> {
+fn route(shared: &Shared, host: &str, path: &str) -> Result<Arc<Cluster>, Refusal> {
     let snapshot = shared.views.load();
     let host = snapshot.hosts.find_normal(host).ok_or(Refusal::edge(Reason::UnknownHost))?;
     let name = host.route(path).ok_or(Refusal::edge(Reason::NoRoute))?.cluster.to_string();
     // The route's record may be here before its cluster's.
-    let cluster = snapshot.clusters.get(&name).ok_or(Refusal::edge(Reason::NoRegion))?;
-    Ok(Destination { cluster: Arc::clone(cluster), name })
-}
-
-fn admit(shared: &Arc<Shared>) -> Result<Admission, Refusal> {
-    Admission::take(shared).ok_or(Refusal::edge(Reason::EdgeFull))
+    snapshot.clusters.get(&name).cloned().ok_or(Refusal::edge(Reason::NoRegion))
 }
 
 /// The request as it leaves the edge: nothing of the client's that it must not say, all of ours.
-fn prepare(shared: &Shared, exchange: Exchange, to: Destination) -> Result<Outgoing, Refusal> {
+fn prepare(shared: &Shared, exchange: Exchange, cluster: &Cluster) -> Result<Outgoing, Refusal> {
     let client = exchange.connection.peer.ip().to_canonical();
     let authority = exchange.authority().to_owned();
     let (mut head, body) = exchange.request.into_parts();
@@ -116,14 +108,8 @@ fn prepare(shared: &Shared, exchange: Exchange, to: Destination) -> Result<Outgo
     headers::set_forwarded(fields, ClientFacts { ip: client, scheme: "https", authority: &authority });
     set(fields, headers::EDGE, shared.site.as_str());
     set(fields, headers::CLIENT_IP, &client.to_string());
-    set(fields, headers::CLUSTER, &to.name);
-    Ok(Outgoing {
-        method: MethodClass::of(head.method.as_str()),
-        head,
-        body: Replay::new(body),
-        name: to.name,
-        cluster: to.cluster,
-    })
+    set(fields, headers::CLUSTER, &cluster.to.text);
+    Ok(Outgoing::new(head, body, Arc::clone(&cluster.to)))
 }
 
 /// The instance's answer as the client gets it.
@@ -135,7 +121,7 @@ fn finish(mut response: Response<Body>, record: &mut Record) -> Response<Body> {
     response
 }
 
-pub(crate) fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {
+fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::try_from(value) {
         fields.insert(name, value);
     }

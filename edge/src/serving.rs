@@ -29,7 +29,7 @@ impl Serving {
             );
         }
         match shared.board.workers_without() {
-            lacking if lacking > 0 && snapshot.gateway_count > 0 => {
+            lacking if lacking > 0 && shared.views.gateways().count() > 0 => {
                 Err(format!("{lacking} of its workers have no tunnel to any gateway yet"))
             }
             _ => Ok(()),
@@ -64,7 +64,7 @@ impl Serving {
 
     fn reaches(&self, cluster: &str, regions: &[RegionName]) -> Result<(), String> {
         let snapshot = self.shared.views.load();
-        let said = snapshot.health.get(cluster).map_or(&[][..], |all| &all[..]);
+        let said = snapshot.summaries.of(cluster).map_or(&[][..], |all| &all[..]);
         let tunnels = self.shared.board.sample();
         let serves = |region: &RegionName| {
             let mut up =
@@ -119,7 +119,7 @@ impl Serving {
             "virtual_hosts": snapshot.hosts.len(),
             "clusters": snapshot.clusters.len(),
             "certificates": shared.certificates.len(),
-            "requests_in_flight": shared.in_flight(),
+            "requests_in_flight": shared.admissions.in_flight(),
             "connections": shared.connections.open(),
             "tunnels": tunnels,
             "ready": self.ready().err().unwrap_or_else(|| "yes".to_owned()),

@@ -6,19 +6,15 @@
 use arc_swap::ArcSwap;
 use atoll_gossip::{Entry, Owner};
 use atoll_model::{ClusterName, Kind, NodeName, RegionName, Role};
+use atoll_proxy::Destination;
+use atoll_proxy::journal::Journal;
+use atoll_proxy::regions::{BadAddress, Gateway, Gateways, Summaries};
 use atoll_routing::hosts::{Route, VirtualHost, VirtualHostError};
-use atoll_routing::region::Health;
 use atoll_routing::{HostTable, ShardedMap};
 use atoll_wire::record;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
-use tracing::warn;
 
-/// Errors that are remembered, to be shown.
-const APPLY_ERRORS_MAX: usize = 16;
 const RESPONSE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
@@ -27,26 +23,7 @@ const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 pub(crate) struct Cluster {
     /// Where it runs, sorted.
     pub(crate) regions: Vec<RegionName>,
-    /// Longest wait of the sidecar for the instance's response head.
-    pub(crate) response_timeout: Duration,
-}
-
-/// A gateway that tunnels go to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Gateway {
-    pub(crate) name: NodeName,
-    /// From its record certificate, not from what it says.
-    pub(crate) region: RegionName,
-    pub(crate) address: SocketAddr,
-    pub(crate) draining: bool,
-}
-
-/// What one gateway says of a cluster in its region.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RegionHealth {
-    pub(crate) region: RegionName,
-    pub(crate) said_by: NodeName,
-    pub(crate) health: Health,
+    pub(crate) to: Arc<Destination>,
 }
 
 /// Everything that a request is decided by. A clone costs a few reference counts.
@@ -54,10 +31,7 @@ pub(crate) struct RegionHealth {
 pub(crate) struct Snapshot {
     pub(crate) hosts: HostTable,
     pub(crate) clusters: ShardedMap<Arc<Cluster>>,
-    /// By cluster.
-    pub(crate) health: ShardedMap<Arc<[RegionHealth]>>,
-    /// How many gateways are known.
-    pub(crate) gateway_count: usize,
+    pub(crate) summaries: Summaries,
     /// The newest desired state that was seen: the store's epoch and revision.
     pub(crate) desired: (u64, u64),
     /// Something was heard from another node.
@@ -65,17 +39,10 @@ pub(crate) struct Snapshot {
 }
 
 /// The snapshot that is current. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Views {
     current: Arc<ArcSwap<Snapshot>>,
-    /// Apart from the snapshot, so that workers look at their tunnels only when a gateway has changed.
-    gateways: watch::Sender<Arc<[Gateway]>>,
-}
-
-impl Default for Views {
-    fn default() -> Self {
-        Self { current: Arc::default(), gateways: watch::Sender::new(Arc::new([])) }
-    }
+    gateways: Gateways,
 }
 
 impl Views {
@@ -83,8 +50,8 @@ impl Views {
         self.current.load()
     }
 
-    pub(crate) fn gateways(&self) -> watch::Receiver<Arc<[Gateway]>> {
-        self.gateways.subscribe()
+    pub(crate) fn gateways(&self) -> &Gateways {
+        &self.gateways
     }
 }
 
@@ -97,8 +64,10 @@ enum ApplyError {
     VirtualHost(#[from] VirtualHostError),
     #[error("route `{route}` leads to `{cluster}`, which is no cluster's name")]
     Cluster { route: String, cluster: String },
-    #[error("`{0}` is not an address")]
-    Address(String),
+    #[error(transparent)]
+    Address(#[from] BadAddress),
+    #[error("`{0}` is no cluster's name")]
+    Name(String),
     #[error("the key is not `region/cluster`")]
     SummaryKey,
 }
@@ -109,49 +78,35 @@ pub(crate) struct ViewWriter {
     views: Views,
     working: Snapshot,
     own_name: NodeName,
-    gateways: BTreeMap<NodeName, Gateway>,
-    /// Record (`kind/key`) → why it can't be applied.
-    errors: BTreeMap<String, String>,
+    journal: Journal,
 }
 
 impl ViewWriter {
     pub(crate) fn new(views: Views, own_name: NodeName) -> Self {
         let working = Snapshot::clone(&views.load());
-        Self { views, working, own_name, gateways: BTreeMap::new(), errors: BTreeMap::new() }
+        Self { views, working, own_name, journal: Journal::default() }
     }
 
     /// Applies a batch and publishes the result at once.
     pub(crate) fn apply(&mut self, entries: &[Arc<Entry>]) {
         for entry in entries {
             self.note(entry);
-            let record = format!("{:#x}/{}", entry.kind.0, entry.key);
-            match self.apply_one(entry) {
-                Ok(()) => {
-                    self.errors.remove(&record);
-                }
-                Err(error) => {
-                    warn!(%record, %error, "a record can't be applied; the last good one stays");
-                    if self.errors.len() < APPLY_ERRORS_MAX {
-                        self.errors.insert(record, error.to_string());
-                    }
-                }
-            }
+            let outcome = self.apply_one(entry);
+            self.journal.note(entry.kind, &entry.key, outcome);
         }
+        (self.working.desired, self.working.heard) = (self.journal.desired, self.journal.heard);
         self.views.current.store(Arc::new(self.working.clone()));
     }
 
     /// Records that could not be applied, and why.
     pub(crate) fn errors(&self) -> Vec<(String, String)> {
-        self.errors.iter().map(|(record, why)| (record.clone(), why.clone())).collect()
+        self.journal.errors()
     }
 
     fn note(&mut self, entry: &Entry) {
         match &entry.owner {
-            Owner::Control => {
-                self.working.desired = self.working.desired.max((entry.epoch, entry.version));
-                self.working.heard = true;
-            }
-            Owner::Node(name) => self.working.heard |= *name != self.own_name,
+            Owner::Control => self.journal.heard_desired((entry.epoch, entry.version)),
+            Owner::Node(name) => self.journal.heard |= *name != self.own_name,
         }
     }
 
@@ -190,32 +145,20 @@ impl ViewWriter {
         let mut regions: Vec<RegionName> =
             body.regions.iter().filter_map(|name| RegionName::new(name).ok()).collect();
         regions.sort_unstable();
-        let cluster = Cluster { regions, response_timeout };
+        let name = entry.key.parse().map_err(|_| ApplyError::Name(entry.key.to_string()))?;
+        let cluster = Cluster { regions, to: Arc::new(Destination::new(name, response_timeout)) };
         self.working.clusters.insert(&entry.key, Arc::new(cluster));
         Ok(())
     }
 
-    fn node(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+    fn node(&self, entry: &Entry) -> Result<(), ApplyError> {
         let signer = &entry.signer;
         let gateway = if entry.deleted || !signer.roles.has(Role::Gateway) {
             None
         } else {
-            let body: record::NodeFacts = entry.decode()?;
-            let address =
-                body.gateway_address.parse().map_err(|_| ApplyError::Address(body.gateway_address))?;
-            let (name, region) = (signer.node.clone(), signer.region.clone());
-            Some(Gateway { name, region, address, draining: body.draining })
+            Some(Gateway::of(&signer.node, &signer.region, &entry.decode()?)?)
         };
-        let changed = match gateway {
-            Some(gateway) => {
-                self.gateways.insert(gateway.name.clone(), gateway.clone()).as_ref() != Some(&gateway)
-            }
-            None => self.gateways.remove(&*entry.key).is_some(),
-        };
-        if changed {
-            self.working.gateway_count = self.gateways.len();
-            self.views.gateways.send_replace(self.gateways.values().cloned().collect());
-        }
+        self.views.gateways.set(&entry.key, gateway);
         Ok(())
     }
 
@@ -223,23 +166,8 @@ impl ViewWriter {
         let (region, cluster) = entry.key.split_once('/').ok_or(ApplyError::SummaryKey)?;
         let region = RegionName::new(region).map_err(|_| ApplyError::SummaryKey)?;
         let Owner::Node(said_by) = &entry.owner else { return Ok(()) };
-        let old = self.working.health.get(cluster).map_or(&[][..], |all| &all[..]);
-        let mut all: Vec<RegionHealth> =
-            old.iter().filter(|h| h.region != region || h.said_by != *said_by).cloned().collect();
-        if !entry.deleted {
-            let body: record::RegionSummary = entry.decode()?;
-            let health = match body.health() {
-                record::region_summary::Health::None => Health::None,
-                record::region_summary::Health::Some => Health::Some,
-                record::region_summary::Health::Full => Health::Full,
-            };
-            all.push(RegionHealth { region, said_by: said_by.clone(), health });
-        }
-        if all.is_empty() {
-            self.working.health.remove(cluster);
-        } else {
-            self.working.health.insert(cluster, all.into());
-        }
+        let body: Option<record::RegionSummary> = if entry.deleted { None } else { Some(entry.decode()?) };
+        self.working.summaries.say(cluster, region, said_by, body.as_ref());
         Ok(())
     }
 }

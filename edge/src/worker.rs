@@ -1,12 +1,11 @@
 //! One data-path worker: its sockets, its tunnels, and what its requests share.
 
-use crate::choice::Memory;
 use crate::edge::Shared;
 use crate::plain::PlainConnection;
 use crate::tls;
-use crate::tunnels::Tunnels;
 use atoll_proxy::exchange::ConnectionInfo;
-use atoll_proxy::listen::{ConnectionPermit, accept_loop};
+use atoll_proxy::listen::serve_all;
+use atoll_proxy::regions::Regions;
 use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
 use atoll_proxy::workers::spawn_task;
 use std::net::{SocketAddr, TcpListener};
@@ -14,7 +13,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
-use tracing::error;
 
 /// The listening sockets of one worker.
 #[derive(Debug, Default)]
@@ -27,23 +25,21 @@ pub(crate) struct Sockets {
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) tunnels: Tunnels,
-    pub(crate) memory: Memory,
+    pub(crate) regions: Regions,
     pub(crate) limits: ServerLimits,
 }
 
 /// Runs a worker until the drain is over and its connections have ended.
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, sockets: Sockets) {
     let worker = Rc::new(Worker {
-        tunnels: Tunnels::new(shared.tunnel_facts.clone()),
-        memory: Memory::default(),
+        regions: Regions::new(shared.tunnel_facts.clone()),
         limits: ServerLimits::public(),
         shared,
     });
     let follower = Rc::clone(&worker);
     let follow = spawn_task("tunnels", &worker.shared.metrics, async move {
-        let (views, board) = (follower.shared.views.clone(), follower.shared.board.clone());
-        follower.tunnels.follow(views, board, index).await;
+        let shared = &follower.shared;
+        follower.regions.follow(shared.views.gateways(), &shared.board, index).await;
     });
     let connections = TaskTracker::new();
     let https = sockets.https.into_iter().map(|socket| (socket, true));
@@ -58,24 +54,18 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, sockets: Sockets) {
 
 async fn accept(worker: &Rc<Worker>, socket: TcpListener, secure: bool, connections: &TaskTracker) {
     let shared = &worker.shared;
-    let on_connection = |stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit| {
+    let (cap, drain) = (shared.connections.clone(), shared.drain.clone());
+    let serve = |stream, peer| {
         let worker = Rc::clone(worker);
-        let token = connections.token();
-        let metrics = worker.shared.metrics.clone();
-        spawn_task("client connection", &metrics, async move {
-            // Held until the connection has ended.
-            let _held = (permit, token);
+        async move {
             if secure {
                 tls::serve(worker, stream, peer).await;
             } else {
                 serve_plain(worker, stream, peer).await;
             }
-        });
+        }
     };
-    let (cap, metrics) = (shared.connections.clone(), shared.metrics.clone());
-    if let Err(error) = accept_loop(socket, cap, metrics, shared.drain.clone(), on_connection).await {
-        error!(%error, "a listener has failed");
-    }
+    serve_all(socket, ("client connection", cap), &shared.metrics, drain, connections, serve).await;
 }
 
 async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {

@@ -2,6 +2,7 @@
 use super::*;
 use atoll_gossip::{RecordSigner, Scope};
 use atoll_model::{Role, Roles};
+use atoll_routing::endpoint::State;
 use atoll_wire::Message;
 use record::instance::State as Told;
 

@@ -13,6 +13,11 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// `org/app/service`, toward gateway and sidecar.
 pub const CLUSTER: HeaderName = HeaderName::from_static("atoll-cluster");
+/// The SPIFFE id of the workload that calls, as a gateway has seen it in a certificate; toward gateway and
+/// sidecar. Accepted from gateways alone.
+pub const CALLER: HeaderName = HeaderName::from_static("atoll-caller");
+/// `tcp` marks a stream of bytes: the bodies of a POST and of its answer; toward gateway and sidecar.
+pub const PROTOCOL: HeaderName = HeaderName::from_static("atoll-protocol");
 /// How many tries are left, this one counted; toward the gateway.
 pub const TRIES: HeaderName = HeaderName::from_static("atoll-tries");
 /// The edge's site, toward the instance.

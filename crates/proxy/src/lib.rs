@@ -1,18 +1,24 @@
 //! The data-path engine: what edge, gateway and sidecar share to take, move and answer requests.
 //!
-//! It knows HTTP, connections, bodies and workers. It does not know routes, caches, regions or
-//! instances: those decisions are the roles'. Everything that runs on a worker may be `!Send`; one
+//! It knows HTTP, connections, bodies and workers, and how to send a request to an instance of a region
+//! ([`region`]) or to another region ([`regions`]). It does not know routes, caches, or who may ask for
+//! what: those decisions are the roles'. Everything that runs on a worker may be `!Send`; one
 //! connection and all of its requests stay on the thread that accepted it.
 
 pub mod access_log;
+pub mod admission;
 pub mod answer;
 pub mod body;
 pub mod client;
 pub mod delay;
 pub mod exchange;
 pub mod headers;
+pub mod journal;
 pub mod listen;
 pub mod metrics;
+pub mod outgoing;
+pub mod region;
+pub mod regions;
 pub mod replay;
 pub mod sample;
 pub mod server;
@@ -23,4 +29,5 @@ pub mod workers;
 pub use body::{Body, BodyError, BodyFault, ByteCount, Side};
 pub use exchange::{ConnectionInfo, Exchange, Handler, TlsInfo};
 pub use metrics::ProxyMetrics;
+pub use outgoing::{Destination, Outgoing, Tries};
 pub use replay::Replay;

@@ -1,6 +1,7 @@
 //! Listening sockets, and accepting from them.
 
 use crate::metrics::ProxyMetrics;
+use crate::workers::spawn_task;
 use atoll_process::Drain;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use std::io;
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tracing::{debug, warn};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, warn};
 
 const BACKLOG: i32 = 1024;
 /// A peer that has vanished without a word is noticed after about two minutes.
@@ -160,6 +162,31 @@ where
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_empty) => return Ok(()),
         }
+    }
+}
+
+/// [`accept_loop`], each connection served by a task of this worker that `connections` knows until it ends.
+pub async fn serve_all<F>(
+    listener: TcpListener,
+    (name, cap): (&'static str, ConnectionCap),
+    metrics: &ProxyMetrics,
+    drain: Drain,
+    connections: &TaskTracker,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let on_connection = |stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit| {
+        let token = connections.token();
+        let served = serve(stream, peer);
+        spawn_task(name, metrics, async move {
+            // Held until the connection has ended.
+            let _held = (permit, token);
+            served.await;
+        });
+    };
+    if let Err(error) = accept_loop(listener, cap, metrics.clone(), drain, on_connection).await {
+        error!(%error, name, "a listener has failed");
     }
 }
 

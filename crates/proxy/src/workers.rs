@@ -1,16 +1,39 @@
 //! Data-path workers: one thread, one single-threaded runtime, one set of local tasks each.
 
 use crate::metrics::ProxyMetrics;
+use atoll_process::Drain;
 use futures_util::FutureExt as _;
 use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, LocalSet};
 use tracing::error;
+
+/// The most workers that are started without being asked for.
+const COUNT_DEFAULT_MAX: usize = 4;
+/// How long workers may take to end once the drain was forced.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
+/// How many workers to start where an operator says `configured`: 0 means one for each core, at most 4.
+#[must_use]
+pub fn count(configured: usize) -> usize {
+    match configured {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(COUNT_DEFAULT_MAX)),
+        workers => workers,
+    }
+}
+
+/// Does `work` until the drain is forced.
+pub async fn until_forced(drain: Drain, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = drain.forced() => {}
+    }
+}
 
 /// Which worker this is.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +82,42 @@ where
     Ok(Workers { ended })
 }
 
+/// [`spawn`], with one of `own` (its sockets) for each worker.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_each<T, F, Fut>(own: Vec<T>, name: &str, body: F) -> io::Result<Workers>
+where
+    T: Send + 'static,
+    F: Fn(Worker, T) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
+    let count = own.len();
+    // Each worker takes its own, on its own thread.
+    let own: Mutex<Vec<Option<T>>> = Mutex::new(own.into_iter().map(Some).collect());
+    spawn(count, name, move |worker| {
+        let mut all = own.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = all.get_mut(worker.index).and_then(Option::take).map(|own| body(worker, own));
+        async move {
+            if let Some(work) = work {
+                work.await;
+            }
+        }
+    })
+}
+
 impl Workers {
+    /// Waits until every worker has ended, which they must soon after the drain was forced; false when one
+    /// panicked or did not.
+    pub async fn drained(self, drain: &Drain) -> bool {
+        let ended = self.finished(Duration::MAX);
+        tokio::pin!(ended);
+        tokio::select! {
+            well = &mut ended => well,
+            () = drain.forced() => tokio::time::timeout(END_WITHIN, ended).await.unwrap_or(false),
+        }
+    }
+
     /// Waits until every worker has ended; false when one panicked or had not ended after `within`.
     pub async fn finished(self, within: Duration) -> bool {
         let all = async {

@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod hosts;
 mod mix;
 pub mod outlier;
+pub mod placed;
 pub mod region;
 pub mod retry;
 pub mod shards;

@@ -2,6 +2,7 @@
 use super::*;
 use atoll_gossip::{RecordSigner, Scope};
 use atoll_model::Roles;
+use atoll_routing::region::Health;
 use atoll_wire::Message;
 
 fn entry(owner: &str, kind: Kind, key: &str, version: u64, body: Option<Vec<u8>>) -> Arc<Entry> {
@@ -73,7 +74,7 @@ fn a_gateway_is_where_its_certificate_says_and_changes_are_told() {
         }
         .encode_to_vec()
     };
-    let mut gateways = views.gateways();
+    let mut gateways = views.gateways().changes();
     writer.apply(&[entry("was1-gateway", Kind::NODE, "was1-gateway", 1, Some(facts("127.0.0.1:7")))]);
     assert!(gateways.has_changed().unwrap());
     assert_eq!(gateways.borrow_and_update()[0].region.as_str(), "was", "not what its record says");
@@ -95,10 +96,10 @@ fn each_gateways_word_on_a_region_is_kept_apart() {
         entry("fra1-gateway-a", Kind::SUMMARY, "fra/o/a/s", 1, Some(none)),
         entry("fra1-gateway-b", Kind::SUMMARY, "fra/o/a/s", 1, Some(full)),
     ]);
-    assert_eq!(views.load().health.get("o/a/s").unwrap().len(), 2);
+    assert_eq!(views.load().summaries.of("o/a/s").unwrap().len(), 2);
     writer.apply(&[entry("fra1-gateway-a", Kind::SUMMARY, "fra/o/a/s", 2, None)]);
-    let left = views.load().health.get("o/a/s").cloned().unwrap();
+    let left = views.load().summaries.of("o/a/s").cloned().unwrap();
     assert_eq!((left.len(), left[0].health), (1, Health::Full));
     writer.apply(&[entry("fra1-gateway-b", Kind::SUMMARY, "fra/o/a/s", 2, None)]);
-    assert!(views.load().health.is_empty());
+    assert!(views.load().summaries.of("o/a/s").is_none());
 }

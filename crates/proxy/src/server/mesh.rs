@@ -110,7 +110,7 @@ impl MeshConnection {
             end = served => end,
             () = self.guard.cut() => {
                 metrics.connections_cut.inc();
-                ConnectionEnd::Forced
+                ConnectionEnd::Denied
             }
         }
     }

@@ -48,6 +48,8 @@ pub enum ConnectionEnd {
     Drained,
     /// It still had work at the drain's deadline.
     Forced,
+    /// Its peer's identity was denied.
+    Denied,
     /// The peer took nothing of its responses for too long.
     Stalled,
     /// It broke, or the peer broke the protocol.

@@ -1,9 +1,10 @@
 //! One worker's choice of region, and what it remembers between requests.
 
-use crate::tunnels::{RegionView, Tunnels};
-use crate::views::{Cluster, Snapshot};
+use super::known::RegionHealth;
+use super::tunnels::Tunnels;
+use super::view::RegionView;
+use crate::tunnel::Tunnel;
 use atoll_model::{NodeName, RegionName};
-use atoll_proxy::tunnel::Tunnel;
 use atoll_routing::region::{self, Candidate, Decision, Hysteresis};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ const CLUSTERS_MAX: usize = 100_000;
 
 /// What a worker remembers.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(super) struct Memory {
     /// The region chosen last for a cluster's first tries.
     chosen: RefCell<HashMap<String, RegionName>>,
     /// Until when a region is left out for a cluster.
@@ -26,21 +27,22 @@ pub(crate) struct Memory {
 
 /// What one request has tried.
 #[derive(Debug, Default)]
-pub(crate) struct Tried {
-    pub(crate) gateways: Vec<NodeName>,
-    pub(crate) regions: Vec<RegionName>,
+pub(super) struct Tried {
+    pub(super) gateways: Vec<NodeName>,
+    pub(super) regions: Vec<RegionName>,
 }
 
 /// Where a try goes.
 #[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) region: RegionName,
-    pub(crate) gateway: NodeName,
-    pub(crate) tunnel: Tunnel,
+pub(super) struct Target {
+    pub(super) region: RegionName,
+    pub(super) gateway: NodeName,
+    pub(super) tunnel: Tunnel,
 }
 
 /// Chooses among regions as they are seen now; also what `explain` shows.
-pub(crate) fn decide(
+#[must_use]
+pub fn decide(
     regions: &[RegionView],
     home: &RegionName,
     previous: Option<&RegionName>,
@@ -63,15 +65,15 @@ pub(crate) fn decide(
 
 impl Memory {
     /// Chooses for the next try; `None` when no region can serve.
-    pub(crate) fn choose(
+    pub(super) fn choose(
         &self,
         tunnels: &Tunnels,
-        snapshot: &Snapshot,
-        (name, cluster): (&str, &Cluster),
+        said: &[RegionHealth],
+        (name, among): (&str, &[RegionName]),
         tried: &Tried,
         now: Instant,
     ) -> Option<Target> {
-        let regions = tunnels.regions(snapshot, name, &cluster.regions);
+        let regions = tunnels.regions(said, name, among);
         let refused = self.refused_now(name, now);
         let is_tried = |region: &RegionName| {
             tried.regions.contains(region) || !tunnels.has_untried(region, &tried.gateways)
@@ -81,7 +83,7 @@ impl Memory {
             let excluded = |view: &RegionView| {
                 (view.tunnel_up && is_tried(&view.region)) || (heed && refused.contains(&view.region))
             };
-            decide(&regions, tunnels.home(), previous.as_ref(), excluded)
+            decide(&regions, &tunnels.facts().region, previous.as_ref(), excluded)
         };
         let mut decision = choose(true);
         if decision.chosen.is_none() && !refused.is_empty() {
@@ -112,7 +114,7 @@ impl Memory {
     }
 
     /// A region has said that it has no instance of the cluster.
-    pub(crate) fn note_refusal(&self, cluster: &str, region: &RegionName, now: Instant) {
+    pub(super) fn note_refusal(&self, cluster: &str, region: &RegionName, now: Instant) {
         let mut refused = self.refused.borrow_mut();
         if refused.len() >= CLUSTERS_MAX {
             refused.clear();
@@ -123,7 +125,7 @@ impl Memory {
     }
 
     /// A region has answered for the cluster.
-    pub(crate) fn note_answer(&self, cluster: &str, region: &RegionName) {
+    pub(super) fn note_answer(&self, cluster: &str, region: &RegionName) {
         let mut refused = self.refused.borrow_mut();
         let Some(of_cluster) = refused.get_mut(cluster) else { return };
         of_cluster.retain(|(known, _)| known != region);

@@ -1,23 +1,28 @@
-//! What other threads may know of the workers' tunnels: for readiness, for control's question, for `/state`.
+//! What other threads may know of the workers' tunnels: for readiness, for `explain` and
+//! `/state`.
 
-use crate::views::Gateway;
+use super::known::Gateway;
+use crate::tunnel::TunnelState;
 use arc_swap::ArcSwap;
-use atoll_proxy::tunnel::TunnelState;
 use std::sync::Arc;
 
 /// One tunnel of one worker.
 #[derive(Debug, Clone)]
-pub(crate) struct Posted {
-    pub(crate) gateway: Gateway,
-    pub(crate) state: Arc<ArcSwap<TunnelState>>,
+pub struct Posted {
+    /// Where it goes.
+    pub gateway: Gateway,
+    /// How it does.
+    pub state: Arc<ArcSwap<TunnelState>>,
 }
 
 /// A place for each worker to post its tunnels. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Board(Arc<[ArcSwap<Vec<Posted>>]>);
+pub struct Board(Arc<[ArcSwap<Vec<Posted>>]>);
 
 impl Board {
-    pub(crate) fn new(workers: usize) -> Self {
+    /// For so many workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
         Self((0..workers).map(|_| ArcSwap::default()).collect())
     }
 
@@ -28,14 +33,16 @@ impl Board {
     }
 
     /// Workers that have no tunnel that takes requests.
-    pub(crate) fn workers_without(&self) -> usize {
+    #[must_use]
+    pub fn workers_without(&self) -> usize {
         let lacks =
             |place: &&ArcSwap<Vec<Posted>>| !place.load().iter().any(|posted| posted.state.load().connected);
         self.0.iter().filter(lacks).count()
     }
 
     /// The first worker's tunnels: the others' differ only for moments.
-    pub(crate) fn sample(&self) -> Arc<Vec<Posted>> {
+    #[must_use]
+    pub fn sample(&self) -> Arc<Vec<Posted>> {
         self.0.first().map(ArcSwap::load_full).unwrap_or_default()
     }
 }

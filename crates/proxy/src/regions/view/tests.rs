@@ -1,6 +1,5 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::views::RegionHealth;
 use atoll_wire::tunnel::ClusterHeadroom;
 
 fn gateway(name: &str) -> Gateway {

@@ -1,16 +1,17 @@
 //! One worker's connections to the region's sidecars, and which of them it leaves out.
 
-use crate::reach::{Ejection, Reach};
-use crate::views::{Endpoint, Endpoints, Snapshot, Views};
+use super::reach::{Ejection, Reach};
+use crate::client::{H2Peer, H2PeerConfig, MeshConnector};
+use crate::metrics::ProxyMetrics;
+use crate::workers::spawn_task;
 use atoll_identity::{Identity, PeerPolicy};
-use atoll_model::ClusterName;
-use atoll_proxy::ProxyMetrics;
-use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector};
-use atoll_proxy::workers::spawn_task;
+use atoll_model::{ClusterName, Hop};
 use atoll_routing::endpoint::{self, State};
 use atoll_routing::outlier::Outlier;
+use atoll_routing::placed::Endpoint;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +22,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A sidecar, as this worker sees it.
 #[derive(Debug)]
-pub(crate) struct Sidecar {
-    pub(crate) key: Arc<str>,
-    cluster: String,
-    pub(crate) peer: H2Peer,
+pub struct Sidecar {
+    key: Arc<str>,
+    cluster: ClusterName,
+    peer: H2Peer,
     outlier: RefCell<Outlier>,
     /// While it is left out. A task probes it until it can be reached again.
     ejection: RefCell<Option<Ejection>>,
@@ -32,7 +33,8 @@ pub(crate) struct Sidecar {
 
 /// The sidecars. Stays on its worker.
 #[derive(Debug)]
-pub(crate) struct Sidecars {
+pub struct Sidecars {
+    hop: Hop,
     identity: Identity,
     metrics: ProxyMetrics,
     reach: Reach,
@@ -42,24 +44,29 @@ pub(crate) struct Sidecars {
 }
 
 impl Sidecars {
-    pub(crate) fn new(identity: Identity, metrics: ProxyMetrics, reach: Reach) -> Self {
-        Self { identity, metrics, reach, start: Instant::now(), open: RefCell::default() }
+    /// None open yet. `hop` is who we are in the answers that we make; it shows its sidecars `identity`.
+    #[must_use]
+    pub fn new(hop: Hop, identity: Identity, metrics: ProxyMetrics, reach: Reach) -> Self {
+        Self { hop, identity, metrics, reach, start: Instant::now(), open: RefCell::default() }
     }
 
-    /// Closes what is no longer used. Runs as long as the worker.
-    pub(crate) async fn follow(&self, views: Views) {
-        let mut changes = views.changes();
-        while changes.changed().await.is_ok() {
-            let snapshot = views.load();
-            self.open.borrow_mut().retain(|key, sidecar| is_current(&snapshot, key, sidecar));
-        }
+    /// Who we are in the answers that we make.
+    #[must_use]
+    pub fn hop(&self) -> Hop {
+        self.hop
+    }
+
+    /// Closes the connections that are no longer of use: those of which `current` (cluster, `host/instance`,
+    /// address) is false. To be called when the instances have changed.
+    pub fn keep(&self, current: impl Fn(&ClusterName, &str, SocketAddr) -> bool) {
+        self.open.borrow_mut().retain(|key, sidecar| current(&sidecar.cluster, key, sidecar.peer.address()));
     }
 
     /// The less loaded of two instances taken by chance; those of `tried` are left out.
-    pub(crate) fn pick(
+    pub fn pick(
         &self,
         cluster: &ClusterName,
-        endpoints: &Endpoints,
+        endpoints: &[Endpoint],
         tried: &[Arc<str>],
         random: u64,
     ) -> Option<Rc<Sidecar>> {
@@ -74,9 +81,9 @@ impl Sidecars {
                 excluded: tried.contains(&endpoint.key),
             }
         };
-        let pick = endpoint::pick(endpoints.all.iter().map(candidate), random)?;
+        let pick = endpoint::pick(endpoints.iter().map(candidate), random)?;
         drop(open);
-        endpoints.all.get(pick.index).map(|endpoint| self.sidecar(cluster, endpoint))
+        endpoints.get(pick.index).map(|endpoint| self.sidecar(cluster, endpoint))
     }
 
     fn sidecar(&self, cluster: &ClusterName, endpoint: &Endpoint) -> Rc<Sidecar> {
@@ -90,7 +97,7 @@ impl Sidecars {
         let peer = H2Peer::open(H2PeerConfig::near(endpoint.address), connector, self.metrics.clone());
         let sidecar = Rc::new(Sidecar {
             key: Arc::clone(&endpoint.key),
-            cluster: cluster.to_string(),
+            cluster: cluster.clone(),
             peer,
             outlier: RefCell::default(),
             ejection: RefCell::default(),
@@ -100,7 +107,7 @@ impl Sidecars {
     }
 
     /// It could not be connected to: perhaps it is left out from now on.
-    pub(crate) fn connect_failed(&self, sidecar: &Rc<Sidecar>) {
+    pub fn connect_failed(&self, sidecar: &Rc<Sidecar>) {
         let wait = sidecar.outlier.borrow_mut().connect_failed(self.start.elapsed(), rand::random());
         let Some(wait) = wait else { return };
         if sidecar.ejection.borrow().is_some() {
@@ -133,24 +140,30 @@ impl Sidecars {
 }
 
 impl Sidecar {
+    /// `host/instance`.
+    #[must_use]
+    pub fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    /// The connection to it.
+    #[must_use]
+    pub fn peer(&self) -> &H2Peer {
+        &self.peer
+    }
+
     /// It answered: nothing is held against it any more.
-    pub(crate) fn answered(&self) {
+    pub fn answered(&self) {
         self.outlier.borrow_mut().succeeded();
         self.ejection.borrow_mut().take();
     }
 }
 
 /// What a host says of an instance, and what we have seen of it ourselves.
-pub(crate) const fn seen(said: State, left_out: bool) -> State {
+#[must_use]
+pub const fn seen(said: State, left_out: bool) -> State {
     match said {
         State::Healthy if left_out => State::Ejected,
         said => said,
     }
-}
-
-fn is_current(snapshot: &Snapshot, key: &Arc<str>, sidecar: &Sidecar) -> bool {
-    let endpoints = snapshot.endpoints.get(&sidecar.cluster);
-    endpoints.is_some_and(|endpoints| {
-        endpoints.all.iter().any(|e| e.key == *key && e.address == sidecar.peer.address())
-    })
 }

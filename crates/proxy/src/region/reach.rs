@@ -1,4 +1,4 @@
-//! Which instances this gateway can't connect to, as all of its workers see it: first-hand knowledge that
+//! Which instances can't be connected to from here, as all workers see it: first-hand knowledge that
 //! outranks what a host says.
 
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 /// Clones share it. Written only when an instance is ejected or is back.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reach(Arc<Shared>);
+pub struct Reach(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -18,7 +18,7 @@ struct Shared {
 
 /// A worker leaves an instance out as long as it holds this.
 #[derive(Debug)]
-pub(crate) struct Ejection {
+pub struct Ejection {
     reach: Reach,
     key: Arc<str>,
 }
@@ -32,12 +32,13 @@ impl Reach {
     }
 
     /// Whether some worker can't reach the instance.
-    pub(crate) fn is_ejected(&self, key: &str) -> bool {
+    #[must_use]
+    pub fn is_ejected(&self, key: &str) -> bool {
         self.ejected().contains_key(key)
     }
 
     /// Resolves after a change. One task waits.
-    pub(crate) async fn changed(&self) {
+    pub async fn changed(&self) {
         self.0.changed.notified().await;
     }
 
