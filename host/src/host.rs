@@ -18,8 +18,8 @@ use atoll_identity::Identity;
 use atoll_model::{InstanceId, Kind, NodeName, RegionName, SiteName};
 use atoll_process::files::private_dir;
 use atoll_process::{Drain, Metrics};
+use atoll_wire::node::{LogLines, ReadLogs};
 use atoll_wire::sidecar::Denied;
-use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -206,19 +206,17 @@ impl HostView {
         json!({ "isolation": "none", "sidecar_socket": self.socket, "instances": instances })
     }
 
-    /// The last `tail_lines` lines of an instance's output, and with `follow` what comes after, until the
-    /// instance is removed or the stream dropped. Pieces have at most 32 KiB; after an error nothing
-    /// comes. Nothing for an instance that
-    /// is not here.
+    /// The lines of an instance's output that the question asks for, and with `follow` what comes after,
+    /// until the instance is removed or the stream dropped. After an error nothing comes. Nothing for an
+    /// instance that is not here.
     #[must_use]
     pub fn read_logs(
         &self,
-        instance: &InstanceId,
-        tail_lines: usize,
-        follow: bool,
-    ) -> Option<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + use<>> {
+        question: ReadLogs,
+    ) -> Option<impl Stream<Item = io::Result<LogLines>> + Send + Unpin + use<>> {
+        let instance: InstanceId = question.instance.parse().ok()?;
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.get(instance).map(|shown| logs::read(Arc::clone(&shown.log), tail_lines, follow))
+        board.get(&instance).map(|shown| logs::read(&shown.log, question))
     }
 
     pub(crate) fn knows(&self, instance: &str) -> bool {

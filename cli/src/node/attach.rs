@@ -7,31 +7,34 @@ use atoll_process::Drain;
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    CanServe, ControlMessage, LogChunk, NodeMessage, ReadLogs, ServeAnswer, control_message::Ask,
+    CanServe, ControlMessage, LogLines, NodeMessage, ReadLogs, ServeAnswer, Stats, control_message::Ask,
 };
-use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tonic::transport::Channel;
 use tracing::{debug, info};
 
 /// Answers that wait for the line.
 const ANSWERS_MAX: usize = 64;
-/// Questions under way.
-const QUESTIONS_MAX: usize = 32;
+/// Questions under way. Most are readers of logs, of which each holds some 200 KiB at most.
+const QUESTIONS_MAX: usize = 256;
+/// Answers to one question that may be on their way at a time.
+const WINDOW_MAX: usize = 64;
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Reads an instance's log: at most so many of the last lines, and what follows if asked.
-pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<Bytes, String>> + Send + Sync;
+/// Reads an instance's log.
+pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<LogLines, String>> + Send + Sync;
 /// Whether the edge serves a domain.
 pub type Serves = dyn Fn(&CanServe) -> Result<(), String> + Send + Sync;
+/// What the node has counted. May read files.
+pub type ReadCounts = dyn Fn() -> Stats + Send + Sync;
 
 /// What this node can answer.
 #[derive(Clone, Default)]
@@ -40,6 +43,8 @@ pub struct Answers {
     pub read_log: Option<Arc<ReadLog>>,
     /// The role edge's view.
     pub serves: Option<Arc<Serves>>,
+    /// Every node's counts.
+    pub counts: Option<Arc<ReadCounts>>,
 }
 
 impl fmt::Debug for Answers {
@@ -47,6 +52,7 @@ impl fmt::Debug for Answers {
         f.debug_struct("Answers")
             .field("read_log", &self.read_log.is_some())
             .field("serves", &self.serves.is_some())
+            .field("counts", &self.counts.is_some())
             .finish()
     }
 }
@@ -86,27 +92,35 @@ async fn attach_once(channel: Channel, answers: &Answers) -> Result<(), tonic::S
     let mut asks = NodePlaneClient::new(channel).attach(outgoing).await?.into_inner();
     info!("attached to control");
     let mut under_way = JoinSet::new();
-    let mut handles: HashMap<u64, AbortHandle> = HashMap::new();
+    let mut handles: HashMap<u64, UnderWay> = HashMap::new();
     while let Some(ControlMessage { id, ask }) = asks.message().await? {
         while let Some(ended) = under_way.join_next().now_or_never().flatten() {
             if let Ok(id) = ended {
                 handles.remove(&id);
             }
         }
-        handles.retain(|_, handle| !handle.is_finished());
+        handles.retain(|_, question| !question.handle.is_finished());
         match ask {
             Some(Ask::Cancel(_)) => {
-                if let Some(handle) = handles.remove(&id) {
-                    handle.abort();
+                if let Some(question) = handles.remove(&id) {
+                    question.handle.abort();
+                }
+            }
+            Some(Ask::More(more)) => {
+                if let Some(question) = handles.get(&id) {
+                    let room = WINDOW_MAX.saturating_sub(question.window.available_permits());
+                    question.window.add_permits(room.min(more.answers as usize));
                 }
             }
             Some(ask) if handles.len() < QUESTIONS_MAX => {
                 let (send, answers) = (send.clone(), answers.clone());
+                let window = Arc::new(Semaphore::new(window_of(&ask)));
+                let question = Question { id, answers, send, window: Arc::clone(&window) };
                 let handle = under_way.spawn(async move {
-                    answer(id, ask, &answers, &send).await;
+                    question.answer(ask).await;
                     id
                 });
-                handles.insert(id, handle);
+                handles.insert(id, UnderWay { handle, window });
             }
             Some(_) => {
                 tell(&send, id, Answer::Error("this node has too many questions under way".to_owned()), true)
@@ -120,27 +134,67 @@ async fn attach_once(channel: Channel, answers: &Answers) -> Result<(), tonic::S
     Ok(())
 }
 
-async fn answer(id: u64, ask: Ask, answers: &Answers, send: &mpsc::Sender<NodeMessage>) {
-    match (ask, &answers.read_log, &answers.serves) {
-        (Ask::CanServe(question), _, Some(serves)) => {
-            let (serves, why_not) = match serves(&question) {
-                Ok(()) => (true, String::new()),
-                Err(why_not) => (false, why_not),
-            };
-            tell(send, id, Answer::Serve(ServeAnswer { serves, why_not }), true).await;
-        }
-        (Ask::ReadLogs(question), Some(read_log), _) => {
-            let mut chunks = read_log(question);
-            while let Some(chunk) = chunks.next().await {
-                match chunk {
-                    Ok(data) => tell(send, id, Answer::LogChunk(LogChunk { data: data.into() }), false).await,
-                    Err(why) => return tell(send, id, Answer::Error(why), true).await,
-                }
+/// How many answers may be on their way before the first [`Ask::More`].
+fn window_of(ask: &Ask) -> usize {
+    match ask {
+        Ask::ReadLogs(question) => (question.window as usize).clamp(1, WINDOW_MAX),
+        _ => 1,
+    }
+}
+
+/// A question that is being answered.
+struct UnderWay {
+    handle: AbortHandle,
+    window: Arc<Semaphore>,
+}
+
+/// What answering a question takes.
+struct Question {
+    id: u64,
+    answers: Answers,
+    send: mpsc::Sender<NodeMessage>,
+    /// A permit for each answer that the asker has room for.
+    window: Arc<Semaphore>,
+}
+
+impl Question {
+    async fn answer(self, ask: Ask) {
+        let Self { id, answers, send, window } = self;
+        match (ask, &answers.read_log, &answers.serves, answers.counts.clone()) {
+            (Ask::CanServe(question), _, Some(serves), _) => {
+                let (serves, why_not) = match serves(&question) {
+                    Ok(()) => (true, String::new()),
+                    Err(why_not) => (false, why_not),
+                };
+                tell(&send, id, Answer::Serve(ServeAnswer { serves, why_not }), true).await;
             }
-            tell(send, id, Answer::LogChunk(LogChunk::default()), true).await;
-        }
-        (Ask::ReadLogs(_) | Ask::CanServe(_) | Ask::Cancel(_) | Ask::More(_) | Ask::ReadStats(_), _, _) => {
-            tell(send, id, Answer::Error("this node does not have the role for that".to_owned()), true).await;
+            (Ask::ReadLogs(question), Some(read_log), _, _) => {
+                let mut lines = read_log(question);
+                while let Some(answer) = lines.next().await {
+                    match answer {
+                        Ok(answer) => {
+                            // The output waits in its file until the asker has read what it was sent.
+                            let Ok(permit) = window.acquire().await else { return };
+                            permit.forget();
+                            tell(&send, id, Answer::LogLines(answer), false).await;
+                        }
+                        Err(why) => return tell(&send, id, Answer::Error(why), true).await,
+                    }
+                }
+                tell(&send, id, Answer::LogLines(LogLines::default()), true).await;
+            }
+            (Ask::ReadStats(_), _, _, Some(counts)) => {
+                // `/proc` is quick, but not for hundreds of instances.
+                let answer = match tokio::task::spawn_blocking(move || counts()).await {
+                    Ok(stats) => Answer::Stats(stats),
+                    Err(cause) => Answer::Error(cause.to_string()),
+                };
+                tell(&send, id, answer, true).await;
+            }
+            _ => {
+                tell(&send, id, Answer::Error("this node does not have the role for that".to_owned()), true)
+                    .await;
+            }
         }
     }
 }

@@ -183,15 +183,10 @@ fn answers(serving: Option<&Serving>, host: Option<&HostView>) -> Answers {
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {
-            let read = question.instance.parse().ok().and_then(|instance| {
-                host.read_logs(&instance, question.tail_lines as usize, question.follow)
-            });
-            match read {
-                Some(chunks) => chunks.map(|chunk| chunk.map_err(|cause| cause.to_string())).boxed(),
-                None => {
-                    let why = format!("the instance {} is not on this host", question.instance);
-                    futures_util::stream::iter([Err(why)]).boxed()
-                }
+            let why = format!("the instance {} is not on this host", question.instance);
+            match host.read_logs(question) {
+                Some(answers) => answers.map(|answer| answer.map_err(|cause| cause.to_string())).boxed(),
+                None => futures_util::stream::iter([Err(why)]).boxed(),
             }
         }));
     }

@@ -235,6 +235,7 @@ async fn certificates_are_shared_and_outlive_the_ca() {
 
 #[tokio::test]
 async fn output_is_followed_across_rotation() {
+    use atoll_wire::node::ReadLogs;
     use futures_util::StreamExt;
     let mut bench = Bench::new();
     bench.config.log_bytes_max = 4_000;
@@ -243,16 +244,17 @@ async fn output_is_followed_across_rotation() {
     let instance = bench.place(run(code), 30_000);
     bench.wait(&instance, |record| record.pid != 0).await;
     let log = bench.log_of(&instance);
-    let mut stream = crate::logs::read(log, 10_000, true);
-    let mut text = String::new();
+    let question = ReadLogs { tail_lines: 10_000, follow: true, ..ReadLogs::default() };
+    let mut stream = crate::logs::read(&log, question);
+    let mut lines: Vec<String> = Vec::new();
     let read = async {
-        while !text.contains("line 0599") {
-            text.push_str(std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
+        while !lines.last().is_some_and(|line| line.contains("line 0599")) {
+            lines.extend(stream.next().await.unwrap().unwrap().lines.into_iter().map(|line| line.text));
         }
     };
     tokio::time::timeout(Duration::from_secs(15), read).await.unwrap();
     let numbers: Vec<u32> =
-        text.lines().filter_map(|line| line.strip_prefix("line ")?.get(..4)?.parse().ok()).collect();
+        lines.iter().filter_map(|line| line.strip_prefix("line ")?.get(..4)?.parse().ok()).collect();
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "in order, none twice");
     assert!(numbers.len() > 500, "only {} lines were seen", numbers.len());
 }
