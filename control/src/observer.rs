@@ -59,7 +59,7 @@ fn apply_instance(world: &mut World, host: &NodeName, entry: &Arc<Entry>) {
     }
     match entry.decode::<record::Instance>() {
         Ok(facts) => {
-            world.instances.insert(id, Observed::from_record(host.clone(), entry.scope.as_str(), facts));
+            world.instances.insert(&id, Observed::from_record(host.clone(), entry.scope.as_str(), facts));
         }
         Err(error) => tracing::warn!(key = %entry.key, %error, "an instance's record cannot be read"),
     }

@@ -115,7 +115,7 @@ impl Platform {
                     }
                     let seen =
                         Observed::from_record(placement.host.clone(), placement.region.as_str(), facts);
-                    now.instances.insert(placement.instance, seen);
+                    now.instances.insert(&placement.instance, seen);
                 }
                 world.send_replace(Arc::new(now));
                 tokio::time::sleep(Duration::from_millis(20)).await;

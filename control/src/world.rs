@@ -1,16 +1,57 @@
 //! What the nodes say of themselves, as control sees it now: one snapshot, replaced on each change.
 
 use atoll_model::{InstanceId, NodeName, RegionName, Role, Roles};
+use atoll_routing::ShardedMap;
 use atoll_wire::record::{self, NodeFacts};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A snapshot. Nothing in it is durable or certain: it is what gossip carried here.
 #[derive(Debug, Clone, Default)]
 pub struct World {
     /// Instances, as their hosts report them.
-    pub instances: BTreeMap<InstanceId, Observed>,
+    pub instances: Instances,
     /// Nodes, as they describe themselves.
     pub nodes: BTreeMap<NodeName, NodeSeen>,
+}
+
+/// Instances by id. A copy is cheap, and so are one change and the comparison of two copies.
+#[derive(Debug, Clone, Default)]
+pub struct Instances(ShardedMap<Arc<Observed>>);
+
+impl Instances {
+    /// What is known of an instance.
+    #[must_use]
+    pub fn get(&self, id: &InstanceId) -> Option<&Observed> {
+        self.0.get(id.as_str()).map(|seen| &**seen)
+    }
+
+    /// Whether anything is known of it.
+    #[must_use]
+    pub fn contains_key(&self, id: &InstanceId) -> bool {
+        self.get(id).is_some()
+    }
+
+    /// Takes note of an instance.
+    pub fn insert(&mut self, id: &InstanceId, seen: Observed) {
+        self.0.insert(id.as_str(), Arc::new(seen));
+    }
+
+    /// Forgets an instance.
+    pub fn remove(&mut self, id: &InstanceId) {
+        self.0.remove(id.as_str());
+    }
+
+    /// All of them, by id, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Observed)> {
+        self.0.iter().map(|(id, seen)| (id, &**seen))
+    }
+
+    /// The instances of which this says something else than `before`.
+    pub fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = InstanceId> + 'a {
+        let differing = self.0.differing(&before.0, Arc::ptr_eq);
+        differing.into_iter().filter_map(|id| id.parse().ok())
+    }
 }
 
 /// How an instance is.

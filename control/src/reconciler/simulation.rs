@@ -220,13 +220,18 @@ impl Simulation {
         let alive: BTreeSet<NodeName> =
             self.world.nodes.iter().filter(|(_, seen)| seen.alive).map(|(name, _)| name.clone()).collect();
         let placements = &self.placements;
-        self.world.instances.retain(|id, seen| placements.contains_key(id) || !alive.contains(&seen.host));
+        let gone = |(id, seen): (&str, &Observed)| {
+            let id: InstanceId = id.parse().unwrap();
+            (!placements.contains_key(&id) && alive.contains(&seen.host)).then_some(id)
+        };
+        let gone: Vec<InstanceId> = self.world.instances.iter().filter_map(gone).collect();
+        gone.iter().for_each(|id| self.world.instances.remove(id));
         for (id, placement) in placements.iter().filter(|(_, placement)| alive.contains(&placement.host)) {
             let number = (1..100).find(|number| revision(*number) == placement.revision).unwrap();
             let behaviour = self.behaviour.get(&number).copied().unwrap_or(Behaviour::Works);
             let facts = instance(behaviour, placement, now_ms);
             let seen = Observed::from_record(placement.host.clone(), placement.region.as_str(), facts);
-            self.world.instances.insert(id.clone(), seen);
+            self.world.instances.insert(id, seen);
         }
     }
 }

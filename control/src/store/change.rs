@@ -1,6 +1,7 @@
 //! One change: reads what is committed and what its group wrote before it, and gathers its own writes.
 
-use super::{Image, StoreError, Stored, Value, decode};
+use super::image::Image;
+use super::{StoreError, Stored, Value, decode};
 use atoll_model::Kind;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -71,10 +72,34 @@ impl<'a> Change<'a> {
         self.keys(&start).iter().filter_map(|key| self.raw(key)).filter_map(|bytes| decode(&bytes)).collect()
     }
 
+    /// The objects that are filed under something that starts with `prefix`, see [`super::Store::filed`].
+    #[must_use]
+    pub fn filed<T: Stored>(&self, prefix: &str) -> Vec<T> {
+        let kind = format!("{}/", T::KIND);
+        let mut keys: BTreeSet<&String> = self.image.filed::<T>(prefix).collect();
+        for writes in [self.group, &self.own] {
+            let written = writes.range(kind.clone()..).take_while(|(key, _)| key.starts_with(&kind));
+            keys.extend(written.map(|(key, _)| key));
+        }
+        let here = |object: &T| object.filed_under().is_some_and(|under| under.starts_with(prefix));
+        keys.into_iter().filter_map(|key| decode(&self.raw(key)?)).filter(here).collect()
+    }
+
     /// How many objects there are of a kind.
     #[must_use]
     pub fn count<T: Stored>(&self) -> usize {
-        self.keys(&format!("{}/", T::KIND)).len()
+        let start = format!("{}/", T::KIND);
+        let mut count = self.image.range(&start, None).count();
+        let written: BTreeSet<&String> = [self.group, &self.own]
+            .into_iter()
+            .flat_map(|writes| writes.range(start.clone()..).take_while(|(key, _)| key.starts_with(&start)))
+            .map(|(key, _)| key)
+            .collect();
+        for key in written {
+            count += usize::from(self.raw(key).is_some());
+            count -= usize::from(self.image.get(key).is_some());
+        }
+        count
     }
 
     /// Writes an object.
@@ -154,9 +179,7 @@ impl<'a> Change<'a> {
 
     fn keys(&self, start: &str) -> BTreeSet<String> {
         let from = start.to_owned()..;
-        let here = |key: &&String| key.starts_with(start);
-        let mut keys: BTreeSet<String> =
-            self.image.range(from.clone()).map(|(key, _)| key).take_while(here).cloned().collect();
+        let mut keys: BTreeSet<String> = self.image.range(start, None).map(|(key, _)| key.clone()).collect();
         for writes in [self.group, &self.own] {
             for (key, value) in writes.range(from.clone()).take_while(|(key, _)| key.starts_with(start)) {
                 match value {

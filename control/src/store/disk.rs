@@ -1,7 +1,8 @@
 //! The file under the store, and its re-opening after the disk has failed.
 
 use super::change::{Writes, value};
-use super::{Image, SCHEMA_VERSION, StoreError};
+use super::image::Image;
+use super::{SCHEMA_VERSION, StoreError};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use std::fmt::Debug;
 use std::io;
@@ -90,7 +91,7 @@ impl Disk {
     ) -> Result<(Self, Image, Counters), StoreError> {
         let database = backing.open().map_err(|error| open_error(error, backing.path()))?;
         let counters = prepare(&database, now_ms, backing.path())?;
-        let image = load(&database)?;
+        let image = load(&database, counters.revision)?;
         Ok((Self { backing, database: Some(database) }, image, counters))
     }
 
@@ -106,7 +107,7 @@ impl Disk {
         let (database, image, counters) = guarded(|| {
             let database = backing.open().map_err(|error| open_error(error, backing.path()))?;
             let counters = prepare(&database, 0, backing.path())?;
-            let image = load(&database)?;
+            let image = load(&database, counters.revision)?;
             Ok((database, image, counters))
         })?;
         self.database = Some(database);
@@ -195,15 +196,15 @@ fn prepare(database: &Database, now_ms: u64, path: &Path) -> Result<Counters, St
     }
 }
 
-fn load(database: &Database) -> Result<Image, StoreError> {
+fn load(database: &Database, revision: u64) -> Result<Image, StoreError> {
     let read = || -> Result<Image, redb::Error> {
         let table = database.begin_read()?.open_table(OBJECTS)?;
-        let mut image = Image::new();
+        let mut objects = Vec::new();
         for entry in table.iter()? {
             let (key, bytes) = entry?;
-            image.insert(key.value().to_owned(), value(bytes.value()));
+            objects.push((key.value().to_owned(), value(bytes.value())));
         }
-        Ok(image)
+        Ok(Image::new(objects.into_iter(), revision))
     };
     Ok(read()?)
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use super::objects::Node;
+use super::objects::{Domain, Node};
 use super::*;
 use atoll_model::{Kind, OrgName, Role, Roles};
 use redb::backends::FileBackend;
@@ -213,4 +213,80 @@ async fn a_full_disk_refuses_changes_keeps_reads_and_heals() {
     put(&store, "after").await.unwrap();
     assert!(store.get::<Node>("default/refused").is_none());
     assert_eq!(store.list::<Node>("default/").len(), 2);
+}
+
+fn domain(name: &str, cluster: &str) -> Domain {
+    Domain {
+        org: OrgName::default_org(),
+        domain: name.to_owned(),
+        cluster: cluster.parse().unwrap(),
+        chain: Vec::new(),
+        sealed_key: String::new(),
+        fingerprint: String::new(),
+        issued_ms: 0,
+        not_after_ms: 0,
+        own: false,
+    }
+}
+
+#[tokio::test]
+async fn domains_are_found_by_their_cluster_in_a_change_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, feed) = Store::open(folder.path(), 0).unwrap();
+    let names = |found: Vec<Domain>| found.into_iter().map(|domain| domain.domain).collect::<Vec<_>>();
+    let first = store.change(move |change| {
+        for (name, cluster) in [("a", "o/shop/web"), ("b", "o/shop/api"), ("c", "o/shop2/web")] {
+            change.put(&domain(name, cluster))?;
+        }
+        Ok::<_, StoreError>(names(change.filed("o/shop/")))
+    });
+    assert_eq!(first.await.unwrap().0, ["a", "b"]);
+    assert_eq!(names(store.filed("o/shop/web")), ["a"]);
+    let moved = store.change(move |change| {
+        change.put(&domain("a", "o/shop2/web"))?;
+        change.remove::<Domain>("default/c");
+        Ok::<_, StoreError>((names(change.filed("o/shop/")), names(change.filed("o/shop2/"))))
+    });
+    assert_eq!(moved.await.unwrap().0, (vec!["b".to_owned()], vec!["a".to_owned()]));
+    drop((store, feed));
+    let (store, _feed) = Store::open(folder.path(), 0).unwrap();
+    assert_eq!(
+        (names(store.filed("o/shop/")), names(store.filed("o/shop2/"))),
+        (vec!["b".to_owned()], vec!["a".to_owned()])
+    );
+}
+
+#[tokio::test]
+async fn pages_cover_a_list_and_changes_since_a_revision_are_told() {
+    let (store, _feed) = Store::open(tempfile::tempdir().unwrap().path(), 0).unwrap();
+    for name in ["a", "b", "c", "d", "e"] {
+        put(&store, name).await.unwrap();
+    }
+    let mut after = None;
+    let mut seen = Vec::new();
+    loop {
+        let page: Page<Node> = store.page("default/", after.as_deref(), 2);
+        assert!(page.items.len() <= 2);
+        seen.extend(page.items.into_iter().map(|node| node.name.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, ["a", "b", "c", "d", "e"]);
+    assert_eq!(store.page::<Node>("default/", Some("default/e"), 2), Page { items: vec![], next: None });
+
+    let (before, _) = store.changed_since(0);
+    put(&store, "b").await.unwrap();
+    store
+        .change(|change| {
+            change.remove::<Node>("default/d");
+            Ok::<_, StoreError>(())
+        })
+        .await
+        .unwrap();
+    let (now, changed) = store.changed_since(before);
+    assert_eq!(changed.unwrap().into_iter().collect::<Vec<_>>(), ["node/default/b", "node/default/d"]);
+    assert_eq!(store.changed_since(now), (now, Some(BTreeSet::new())));
+    assert_eq!(store.changed_since(now + 1).1, None, "what was never reached");
 }

@@ -127,15 +127,7 @@ fn recover(disk: &mut Disk, shared: &Shared, feed: &Feeder) -> Result<(), StoreE
 }
 
 fn apply(shared: &Shared, writes: Writes, revision: u64) {
-    {
-        let mut image = shared.image.write().unwrap_or_else(PoisonError::into_inner);
-        for (key, value) in writes {
-            match value {
-                Some(value) => image.insert(key, value),
-                None => image.remove(&key),
-            };
-        }
-    }
+    shared.image.write().unwrap_or_else(PoisonError::into_inner).apply(writes, revision);
     shared.revision.send_replace(revision);
 }
 

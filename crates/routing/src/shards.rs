@@ -71,6 +71,22 @@ impl<V: Clone> ShardedMap<V> {
         self.shards.iter().flat_map(|shard| shard.iter().map(|(key, value)| (&**key, value)))
     }
 
+    /// The keys whose values are not the same in `before`, those that only one of the two has included. What
+    /// both share is not looked at: two copies that few changes lie between are compared in little time.
+    pub fn differing<'a>(&'a self, before: &'a Self, same: impl Fn(&V, &V) -> bool) -> Vec<&'a str> {
+        let mut keys = Vec::new();
+        for (now, then) in self.shards.iter().zip(before.shards.iter()) {
+            if Arc::ptr_eq(now, then) {
+                continue;
+            }
+            let changed =
+                |(key, value): &(&'a Arc<str>, &V)| !then.get(*key).is_some_and(|old| same(old, value));
+            keys.extend(now.iter().filter(changed).map(|(key, _)| &**key));
+            keys.extend(then.keys().filter(|key| !now.contains_key(*key)).map(|key| &**key));
+        }
+        keys
+    }
+
     fn shard_mut(&mut self, key: &str) -> &mut Shard<V> {
         Arc::make_mut(&mut Arc::make_mut(&mut self.shards)[shard_of(key)])
     }
@@ -107,6 +123,30 @@ mod tests {
                 let content: BTreeMap<String, u8> = map.iter().map(|(k, v)| (k.to_owned(), *v)).collect();
                 prop_assert_eq!(content, model);
             }
+        }
+
+        #[test]
+        fn what_differs_is_found(
+            before in proptest::collection::btree_map("[a-d]{1,2}", any::<u8>(), 0..20),
+            changes in proptest::collection::btree_map("[a-d]{1,2}", proptest::option::of(any::<u8>()), 0..8),
+        ) {
+            let mut old = ShardedMap::new();
+            for (key, value) in &before {
+                old.insert(key, *value);
+            }
+            let (mut new, mut after) = (old.clone(), before.clone());
+            for (key, value) in changes {
+                match value {
+                    Some(value) => { new.insert(&key, value); after.insert(key, value); }
+                    None => { new.remove(&key); after.remove(&key); }
+                }
+            }
+            let all = before.keys().chain(after.keys());
+            let expected: std::collections::BTreeSet<&str> =
+                all.filter(|key| before.get(*key) != after.get(*key)).map(String::as_str).collect();
+            let found = new.differing(&old, |a, b| a == b);
+            prop_assert_eq!(found.len(), expected.len());
+            prop_assert_eq!(found.into_iter().collect::<std::collections::BTreeSet<_>>(), expected);
         }
     }
 
