@@ -3,7 +3,7 @@
 use crate::instance::{Ground, INSTANCE_VARIABLE, Instance, Report, SIDECAR_VARIABLE, remove_folder};
 use crate::process::{kill_strays, signal_group};
 use crate::procfs;
-use crate::state::{self, Saved, SavedProcess};
+use crate::state::{self, Saved, SavedCall, SavedProcess};
 use crate::supervisor::{Event, Want};
 use atoll_model::{ClusterName, InstanceId, ServiceSpec};
 use atoll_process::{Drain, clock};
@@ -43,6 +43,8 @@ pub struct Assignment {
     pub want: Want,
     /// What to run, or why this host can't know.
     pub spec: Result<ServiceSpec, String>,
+    /// What it calls, without ports.
+    pub calls: Vec<SavedCall>,
 }
 
 /// The instances and their tasks.
@@ -137,7 +139,9 @@ impl Fleet {
         }
         let saved = match (self.dormant.remove(&instance), assignment.spec) {
             (Some(saved), _) => saved,
-            (None, Ok(spec)) => Saved::new(instance, assignment.cluster, assignment.revision, spec),
+            (None, Ok(spec)) => {
+                Saved::new(instance, assignment.cluster, assignment.revision, spec, assignment.calls)
+            }
             (None, Err(why)) => {
                 self.refuse(&instance, &assignment.cluster, &assignment.revision, why);
                 return;

@@ -11,6 +11,7 @@ use crate::logs::{self, Janitor};
 use crate::metrics::HostMetrics;
 use crate::ports::Ports;
 use crate::program::base_environment;
+use crate::region::{self, Region};
 use crate::sidecars::Sidecars;
 use crate::workload::Workloads;
 use atoll_gossip::{Gossip, Scope};
@@ -120,6 +121,7 @@ impl Host {
             metrics,
             board: Arc::default(),
             denied: denied.subscribe(),
+            neighbourhood: Arc::<Region>::default(),
         };
         let view = HostView { board: Arc::clone(&ground.board), socket: ground.sidecars.path().to_owned() };
         Ok(Bound {
@@ -164,6 +166,9 @@ impl Bound {
     pub async fn run(self, drain: Drain) -> io::Result<()> {
         let mut subscription = self.gossip.subscribe(&[Kind::PLACEMENT]);
         let known = placements::known(&mut subscription, &self.name).await;
+        let mut of_region = self.gossip.subscribe(&region::KINDS);
+        let neighbourhood = Arc::clone(&self.ground.neighbourhood);
+        neighbourhood.begin(&mut of_region).await;
         let fleet = Fleet::open(Arc::clone(&self.ground), known)?;
         placements::withdraw_stale(&self.gossip, &self.name, &self.view);
         let (orders, inbox) = mpsc::channel(ORDERS);
@@ -175,6 +180,7 @@ impl Bound {
             () = sidecars => {}
             () = following => {}
             () = denials => {}
+            () = neighbourhood.keep(of_region) => {}
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! One instance: does what its [`Supervisor`] says, and tells it what happens.
 
 mod actions;
+mod calls;
 mod record;
 
 use crate::check::Target;
@@ -10,6 +11,7 @@ use crate::metrics::HostMetrics;
 use crate::ports::Ports;
 use crate::process::{Ended, Process, kill_strays};
 use crate::procfs;
+use crate::region::{Neighbours, Region};
 use crate::sidecars::{Sidecars, Slot};
 use crate::state::{Saved, SavedProcess, instances_dir};
 use crate::supervisor::{
@@ -18,7 +20,7 @@ use crate::supervisor::{
 use crate::workload::{Workload, Workloads};
 use atoll_model::{Check, CheckKind, InstanceId, RegionName, SiteName};
 use atoll_process::clock;
-use atoll_wire::sidecar::{Denied, SidecarState};
+use atoll_wire::sidecar::{Denied, SidecarState, SidecarStatus};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,6 +75,8 @@ pub(crate) struct Ground {
     pub(crate) board: Arc<Mutex<BTreeMap<InstanceId, Shown>>>,
     /// Removed nodes.
     pub(crate) denied: watch::Receiver<Vec<Denied>>,
+    /// What gossip tells of the region.
+    pub(crate) neighbourhood: Arc<Region>,
 }
 
 impl Ground {
@@ -96,11 +100,14 @@ pub(crate) struct Instance {
     target: Option<Target>,
     sidecar: Option<Process>,
     sidecar_state: watch::Sender<SidecarState>,
+    /// What the sidecar that runs now says; of one before nothing is heard any more.
+    sidecar_said: watch::Receiver<SidecarStatus>,
+    /// Of the region, what the instance has to do with.
+    neighbours: Neighbours,
     workload: watch::Receiver<Option<Arc<Workload>>>,
     denied: watch::Receiver<Vec<Denied>>,
     asked: JoinSet<Event>,
     inbox: mpsc::Receiver<Event>,
-    outbox: mpsc::Sender<Event>,
     began: Instant,
     shown_state: Option<State>,
     halted: bool,
@@ -135,6 +142,7 @@ impl Instance {
         ground.janitor.watch(&log);
         ground.janitor.watch(&sidecar_log);
         let (outbox, inbox) = mpsc::channel(INBOX);
+        saved.calls.truncate(atoll_model::manifest::CALLS_MAX);
         let (sidecar_state, _) = watch::channel(SidecarState {
             instance: saved.instance.to_string(),
             cluster: saved.cluster.to_string(),
@@ -142,18 +150,20 @@ impl Instance {
             region: ground.region.to_string(),
             site: ground.site.to_string(),
             response_timeout_ms: RESPONSE_TIMEOUT_MS,
+            protocol: saved.spec.protocol.as_str().to_owned(),
             ..SidecarState::default()
         });
         let mut instance = Self {
             workload: ground.workloads.follow(&saved.cluster),
             denied: ground.denied.clone(),
+            neighbours: ground.neighbourhood.follow(),
+            sidecar_said: watch::channel(SidecarStatus::default()).1,
             target: program.as_ref().map(|process| Target::new(saved.port, process.pid())),
             mark: Mark::default(),
             asked: JoinSet::new(),
             began: Instant::now(),
             shown_state: None,
             halted: false,
-            outbox: outbox.clone(),
             ground,
             core,
             saved,
@@ -166,23 +176,27 @@ impl Instance {
             sidecar_state,
             inbox,
         };
-        instance.take_up();
+        instance.take_up()?;
         Ok((instance, outbox))
     }
 
     /// Registers what was adopted.
-    fn take_up(&mut self) {
+    fn take_up(&mut self) -> io::Result<()> {
         let view = self.view();
         self.show(&view);
         if self.program.is_some() {
             self.ground.ports.hold(self.saved.instance.as_str(), self.saved.port);
         }
+        self.hold_ports()?;
         self.tell_sidecar();
+        self.take_neighbours();
         self.take_certificate();
         self.take_denied();
-        if let Some(sidecar) = &self.sidecar {
-            self.ground.sidecars.register(sidecar.pid(), self.slot());
+        if let Some(pid) = self.sidecar.as_ref().map(Process::pid) {
+            let slot = self.slot();
+            self.ground.sidecars.register(pid, slot);
         }
+        Ok(())
     }
 
     /// Keeps it as it is wanted, until it is wanted no more. Cancelled, it leaves its processes running.
@@ -230,6 +244,11 @@ impl Instance {
                 self.take_denied();
                 Event::Tick
             }
+            () = self.neighbours.changed() => {
+                self.take_neighbours();
+                Event::Tick
+            }
+            Ok(()) = self.sidecar_said.changed() => self.hear_sidecar(),
             () = due => Event::Tick,
         }
     }
@@ -272,9 +291,11 @@ impl Instance {
         Event::SidecarExited(how)
     }
 
-    fn slot(&self) -> Slot {
-        let state = self.sidecar_state.subscribe();
-        Slot { instance: self.saved.instance.clone(), state, events: self.outbox.clone() }
+    /// For a sidecar that begins, or is taken over.
+    fn slot(&mut self) -> Slot {
+        let (said, heard) = watch::channel(SidecarStatus::default());
+        self.sidecar_said = heard;
+        Slot { instance: self.saved.instance.clone(), state: self.sidecar_state.subscribe(), said }
     }
 
     fn take_certificate(&mut self) {
@@ -321,7 +342,8 @@ impl Instance {
     /// What others may know, with what the supervisor can't see.
     fn view(&self) -> View {
         let mut view = self.core.view();
-        if view.state == State::Starting && self.core.checks_pass() && self.workload.borrow().is_none() {
+        let waits = self.core.checks_pass() || (self.makes_calls() && self.program.is_none());
+        if view.state == State::Starting && waits && self.workload.borrow().is_none() {
             view.detail = "its sidecar waits for a workload certificate from control".to_owned();
         }
         view
@@ -364,6 +386,7 @@ fn policy_of(saved: &Saved, checks: &[Check], config: &Config) -> Policy {
         drain_min_ms: config.drain_min_ms,
         stop_grace_ms: config.stop_grace_ms,
         checks: checks.iter().map(timing).collect(),
+        calls: !saved.calls.is_empty() || saved.spec.proxy_env,
     }
 }
 

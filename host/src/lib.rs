@@ -18,6 +18,7 @@ pub mod ports;
 pub mod process;
 pub mod procfs;
 pub mod program;
+pub mod region;
 pub mod sidecars;
 pub mod state;
 pub mod supervisor;

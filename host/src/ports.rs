@@ -9,20 +9,21 @@ use std::sync::{Mutex, PoisonError};
 const LOWEST: u16 = 20_000;
 const TRIES: usize = 64;
 
-/// The ports that instances of this host have, whether they listen yet or not.
+/// The ports that instances of this host and their sidecars have, whether they listen yet or not.
 #[derive(Debug, Default)]
 pub struct Ports {
     held: Mutex<BTreeMap<String, u16>>,
 }
 
 impl Ports {
-    /// A port on 127.0.0.1 that nothing uses now, for `instance`; the one it had is free again.
+    /// A port on 127.0.0.1 that nothing uses now, for `holder`: an instance, or `INSTANCE#WHAT`. The one it had
+    /// is free again.
     ///
     /// Ports below the range from which the system takes those of outgoing connections are preferred:
     /// a program may open its port late, and a busy machine would have given it away by then.
-    pub fn take(&self, instance: &str) -> io::Result<u16> {
+    pub fn take(&self, holder: &str) -> io::Result<u16> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.remove(instance);
+        held.remove(holder);
         let below = lowest_ephemeral();
         for attempt in 0..TRIES {
             let wanted =
@@ -30,21 +31,23 @@ impl Ports {
             let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, wanted)) else { continue };
             let port = listener.local_addr()?.port();
             if !held.values().any(|other| *other == port) {
-                held.insert(instance.to_owned(), port);
+                held.insert(holder.to_owned(), port);
                 return Ok(port);
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no free port on 127.0.0.1"))
     }
 
-    /// `instance` has `port` from an earlier run.
-    pub fn hold(&self, instance: &str, port: u16) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(instance.to_owned(), port);
+    /// `holder` has `port` from an earlier run.
+    pub fn hold(&self, holder: &str, port: u16) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(holder.to_owned(), port);
     }
 
-    /// `instance` is gone.
+    /// `instance` is gone, with all that was its own.
     pub fn release(&self, instance: &str) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(instance);
+        let is_its = |holder: &str| holder.split('#').next() == Some(instance);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|holder, _| !is_its(holder));
     }
 }
 
@@ -63,6 +66,7 @@ mod tests {
         let taken: std::collections::BTreeSet<u16> =
             (0..50).map(|i| ports.take(&i.to_string()).unwrap()).collect();
         assert_eq!(taken.len(), 50);
+        ports.take("1#API_URL").unwrap();
         ports.release("1");
         assert_eq!(ports.held.lock().unwrap().len(), 49);
     }

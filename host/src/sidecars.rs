@@ -5,7 +5,6 @@
 
 use crate::metrics::HostMetrics;
 use crate::procfs;
-use crate::supervisor::Event;
 use atoll_model::InstanceId;
 use atoll_process::files::private_dir;
 use atoll_wire::Message;
@@ -19,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
 /// Longest path of a unix socket that every system takes, bytes.
@@ -38,8 +37,8 @@ pub struct Slot {
     pub instance: InstanceId,
     /// What it is to know; nothing is sent before there is a certificate in it.
     pub state: watch::Receiver<SidecarState>,
-    /// Where what it says goes.
-    pub events: mpsc::Sender<Event>,
+    /// Where what it says goes; the last word counts.
+    pub said: watch::Sender<SidecarStatus>,
 }
 
 /// The sidecars that may connect, by their process group.
@@ -111,7 +110,7 @@ impl Sidecars {
         let (reader, writer) = stream.into_split();
         tokio::select! {
             ended = tell(writer, slot.state) => ended,
-            ended = listen(reader, slot.instance, slot.events) => ended,
+            ended = listen(reader, slot.instance, slot.said) => ended,
         }
     }
 
@@ -162,9 +161,8 @@ async fn tell(mut writer: OwnedWriteHalf, mut state: watch::Receiver<SidecarStat
 async fn listen(
     mut reader: OwnedReadHalf,
     instance: InstanceId,
-    events: mpsc::Sender<Event>,
+    said: watch::Sender<SidecarStatus>,
 ) -> io::Result<()> {
-    let mut last = None;
     loop {
         let length = reader.read_u32().await?;
         if length > STATUS_BYTES_MAX {
@@ -177,15 +175,12 @@ async fn listen(
             let why = format!("it is the sidecar of {instance}, and speaks of {:?}", status.instance);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
-        let said = (status.address, status.drained);
-        if last.as_ref() == Some(&said) {
-            continue;
-        }
-        let (address, drained) = said.clone();
-        last = Some(said);
-        if events.send(Event::SidecarStatus { address, drained }).await.is_err() {
-            return Ok(());
-        }
+        said.send_if_modified(|before| {
+            // How many requests are in flight is no news.
+            let news = *before != SidecarStatus { in_flight: before.in_flight, ..status.clone() };
+            *before = status;
+            news
+        });
     }
 }
 
@@ -248,9 +243,9 @@ mod tests {
 
         let instance = InstanceId::from_parts(1, 1);
         let (state, receiver) = watch::channel(SidecarState::default());
-        let (events, mut inbox) = mpsc::channel(4);
+        let (said, mut heard) = watch::channel(SidecarStatus::default());
         let own_group = procfs::stat(std::process::id()).unwrap().group;
-        sidecars.register(own_group, Slot { instance: instance.clone(), state: receiver, events });
+        sidecars.register(own_group, Slot { instance: instance.clone(), state: receiver, said });
         let mut stream = UnixStream::connect(sidecars.path()).await.unwrap();
         let status = SidecarStatus {
             instance: instance.to_string(),
@@ -262,8 +257,8 @@ mod tests {
             stream.write_u32(u32::try_from(bytes.len()).unwrap()).await.unwrap();
             stream.write_all(&bytes).await.unwrap();
         }
-        let said = inbox.recv().await.unwrap();
-        assert_eq!(said, Event::SidecarStatus { address: "127.0.0.1:9".to_owned(), drained: false });
+        heard.changed().await.unwrap();
+        assert_eq!(heard.borrow_and_update().address, "127.0.0.1:9");
 
         // Nothing is sent before there is a certificate.
         state.send_modify(|state| state.instance_port = 1);
@@ -272,7 +267,7 @@ mod tests {
         stream.read_exact(&mut frame).await.unwrap();
         let got = SidecarState::decode(frame.as_slice()).unwrap();
         assert_eq!((got.instance_port, got.chain.len()), (1, 1));
-        assert!(inbox.try_recv().is_err(), "said twice, passed on once");
+        assert!(!heard.has_changed().unwrap(), "said twice, passed on once");
         served.abort();
     }
 }

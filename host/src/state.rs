@@ -1,7 +1,7 @@
 //! What a host must know of an instance after its own restart, one file each.
 
 use crate::supervisor::Exit;
-use atoll_model::{ClusterName, InstanceId, ServiceSpec};
+use atoll_model::{ClusterName, InstanceId, Protocol, ServiceSpec};
 use atoll_process::files::write_atomic;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -19,6 +19,19 @@ pub struct SavedProcess {
     pub start_time: u64,
 }
 
+/// A service that the instance calls, and the loopback port at which its sidecar listens for that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedCall {
+    /// The variable that holds the listener's address.
+    pub variable: String,
+    /// The service.
+    pub cluster: ClusterName,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The port; 0 before one was chosen.
+    pub port: u16,
+}
+
 /// The content of a state file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
@@ -34,6 +47,12 @@ pub struct Saved {
     pub revision: String,
     /// What it runs.
     pub spec: ServiceSpec,
+    /// What it calls.
+    #[serde(default)]
+    pub calls: Vec<SavedCall>,
+    /// The port of its sidecar's forward proxy; 0: none.
+    #[serde(default)]
+    pub proxy_port: u16,
     /// The program.
     pub program: Option<SavedProcess>,
     /// The program's port.
@@ -55,7 +74,13 @@ pub struct Saved {
 impl Saved {
     /// An instance that was never started.
     #[must_use]
-    pub fn new(instance: InstanceId, cluster: ClusterName, revision: String, spec: ServiceSpec) -> Self {
+    pub fn new(
+        instance: InstanceId,
+        cluster: ClusterName,
+        revision: String,
+        spec: ServiceSpec,
+        calls: Vec<SavedCall>,
+    ) -> Self {
         Self {
             version: VERSION,
             boot: boot_id(),
@@ -63,6 +88,8 @@ impl Saved {
             cluster,
             revision,
             spec,
+            calls,
+            proxy_port: 0,
             program: None,
             port: 0,
             started_ms: 0,
@@ -137,7 +164,14 @@ mod tests {
         let instance = InstanceId::from_parts(1, 1);
         let folder = instances_dir(data_dir.path()).join(instance.as_str());
         std::fs::create_dir_all(&folder).unwrap();
-        let mut saved = Saved::new(instance, "default/shop/web".parse().unwrap(), "r-1".to_owned(), spec);
+        let call = SavedCall {
+            variable: "API_URL".to_owned(),
+            cluster: "default/shop/api".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 20_001,
+        };
+        let cluster = "default/shop/web".parse().unwrap();
+        let mut saved = Saved::new(instance, cluster, "r-1".to_owned(), spec, vec![call]);
         saved.program = Some(SavedProcess { pid: 1, start_time: 2 });
         saved.write(&folder).unwrap();
         assert_eq!(load(data_dir.path()).unwrap(), (vec![saved.clone()], vec![]));

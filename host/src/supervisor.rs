@@ -34,6 +34,8 @@ pub struct Policy {
     pub stop_grace_ms: Millis,
     /// At least one check.
     pub checks: Vec<Timing>,
+    /// The program starts only once the sidecar listens for its calls.
+    pub calls: bool,
 }
 
 /// What control wants of the instance.
@@ -114,6 +116,8 @@ pub enum Event {
         address: String,
         /// No stream is open, and it takes none.
         drained: bool,
+        /// It listens for the program's calls, if the program makes any.
+        listens: bool,
     },
     /// Time has passed.
     Tick,
@@ -409,7 +413,9 @@ impl Supervisor {
             }
             Event::SidecarStarted { pid } => self.sidecar.started(now, pid),
             Event::SidecarStartFailed(why) | Event::SidecarExited(why) => self.sidecar.ended(now, why),
-            Event::SidecarStatus { address, drained } => self.sidecar.status(address, drained),
+            Event::SidecarStatus { address, drained, listens } => {
+                self.sidecar.status(address, drained, listens);
+            }
             Event::Tick => {}
         }
     }
@@ -467,6 +473,10 @@ impl Supervisor {
                 actions.extend(due.into_iter().map(|check| Action::Check { check, run }));
             }
             Program::Waiting { until } if *until > now => {}
+            // It must find the listeners of its sidecar: a status of that one will come.
+            Program::Idle | Program::Waiting { .. } if self.policy.calls && !self.sidecar.listens() => {
+                self.program = Program::Idle;
+            }
             Program::Idle | Program::Waiting { .. } => {
                 if run > 0 || self.last_exit.is_some() {
                     self.restarts += 1;
@@ -533,7 +543,10 @@ impl Supervisor {
             }
             Program::Idle | Program::Starting | Program::Waiting { .. } => {
                 let state = if self.last_exit.is_some() { State::Exited } else { State::Starting };
-                return (state, self.last_exit.as_ref().map_or_else(String::new, describe));
+                let detail = self.last_exit.as_ref().map(describe);
+                let waits = self.policy.calls && !self.sidecar.listens();
+                let why = || if waits { self.sidecar.detail() } else { String::new() };
+                return (state, detail.unwrap_or_else(why));
             }
         };
         match running.health.verdict() {

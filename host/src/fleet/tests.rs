@@ -3,6 +3,8 @@
 mod bench;
 
 use super::*;
+use crate::state::SavedCall;
+use atoll_model::Protocol;
 use bench::{Bench, LISTENER, python, until};
 use record::instance::State;
 
@@ -283,4 +285,60 @@ async fn without_a_certificate_it_says_what_it_waits_for() {
     let instance = bench.place(run(&format!("import time\n{LISTENER}")), 30_000);
     let waiting = bench.wait(&instance, |record| record.detail.contains("workload certificate")).await;
     assert_eq!(waiting.state(), State::Starting);
+}
+
+fn call(variable: &str, protocol: Protocol) -> SavedCall {
+    let cluster = format!("default/shop/{}", variable.to_lowercase()).parse().unwrap();
+    SavedCall { variable: format!("{variable}_URL"), cluster, protocol, port: 0 }
+}
+
+/// Fails unless somebody listens at what `API_URL` and `DB_URL` name, then listens itself.
+fn caller() -> Vec<String> {
+    run(&format!(
+        "import os,socket\nfrom urllib.parse import urlparse\n\
+         a,d=urlparse(os.environ['API_URL']),urlparse(os.environ['DB_URL'])\n\
+         assert (a.scheme,d.scheme)==('http','tcp')\n\
+         for u in (a,d): socket.create_connection((u.hostname,u.port)).close()\n\
+         print('called',a.port,d.port,flush=True)\n{LISTENER}"
+    ))
+}
+
+#[tokio::test]
+async fn a_program_finds_the_listeners_for_its_calls_also_after_a_restart_of_the_host() {
+    let mut bench = Bench::new();
+    bench.begin();
+    let calls = vec![call("API", Protocol::Http), call("DB", Protocol::Tcp)];
+    let instance = bench.place_that_calls(caller(), 30_000, calls);
+    let healthy = bench.wait(&instance, |record| record.state() == State::Healthy).await;
+    assert_eq!(healthy.restarts, 0, "it was not started before it could call");
+    let ports = |bench: &Bench| -> Vec<u16> {
+        bench.ground().board.lock().unwrap()[&instance].saved.calls.iter().map(|call| call.port).collect()
+    };
+    let before = ports(&bench);
+    assert!(before.iter().all(|port| *port != 0) && before[0] != before[1]);
+    bench.stop_host().await;
+    bench.begin();
+    bench.place_again(&instance);
+    let after = bench.wait(&instance, |record| record.state() == State::Healthy).await;
+    assert_eq!((after.pid, after.sidecar_pid), (healthy.pid, healthy.sidecar_pid));
+    assert_eq!(ports(&bench), before);
+    // A new program, and a new sidecar, find the same.
+    signal_group(after.sidecar_pid, Signal::KILL);
+    signal_group(after.pid, Signal::KILL);
+    bench.wait(&instance, |record| record.state() == State::Healthy && record.pid != after.pid).await;
+    assert_eq!(ports(&bench), before);
+}
+
+#[tokio::test]
+async fn a_listener_whose_port_is_taken_gets_another_before_the_program_starts() {
+    let mut bench = Bench::new();
+    bench.begin();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let api = SavedCall { port, ..call("API", Protocol::Http) };
+    let instance = bench.place_that_calls(caller(), 30_000, vec![api, call("DB", Protocol::Tcp)]);
+    let healthy = bench.wait(&instance, |record| record.state() == State::Healthy).await;
+    assert_eq!(healthy.restarts, 0);
+    let log = std::fs::read_to_string(bench.log_of(&instance).path()).unwrap();
+    assert!(log.contains("called") && !log.contains(&format!(" {port} ")), "{log}");
 }

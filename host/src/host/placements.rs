@@ -2,10 +2,11 @@
 
 use super::HostView;
 use crate::fleet::{Assignment, Order};
+use crate::state::SavedCall;
 use crate::supervisor::Want;
 use atoll_gossip::{Entry, Gossip, Subscription};
-use atoll_model::{InstanceId, Kind, NodeName, ServiceSpec};
-use atoll_wire::record::{Placement, placement};
+use atoll_model::{InstanceId, Kind, NodeName, Protocol, ServiceSpec};
+use atoll_wire::record::{self, Placement, placement};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -82,11 +83,26 @@ fn assignment(instance: InstanceId, placement: Placement) -> Result<Assignment, 
         return Err(format!("it speaks of {:?}", placement.instance));
     }
     let cluster = placement.cluster.parse().map_err(|cause| format!("{:?}: {cause}", placement.cluster))?;
-    let spec = match placement.spec {
-        Some(spec) => ServiceSpec::try_from(spec).map_err(|cause| {
-            format!("this host does not understand the specification ({cause}); it may be older than control")
-        }),
+    let older = |cause: String| {
+        format!("this host does not understand the specification ({cause}); it may be older than control")
+    };
+    let mut spec = placement.spec;
+    let calls = spec.as_mut().map(|spec| std::mem::take(&mut spec.calls)).unwrap_or_default();
+    let calls: Result<Vec<SavedCall>, String> = calls.into_iter().map(call).collect();
+    let spec = match spec {
+        Some(spec) => ServiceSpec::try_from(spec).map_err(|cause| older(cause.to_string())),
         None => Err("the placement has no specification".to_owned()),
     };
-    Ok(Assignment { instance, cluster, revision: placement.revision, want, spec })
+    let (spec, calls) = match calls {
+        Ok(calls) => (spec, calls),
+        Err(why) => (Err(older(why)), Vec::new()),
+    };
+    Ok(Assignment { instance, cluster, revision: placement.revision, want, spec, calls })
+}
+
+fn call(call: record::Call) -> Result<SavedCall, String> {
+    let protocol =
+        Protocol::from_name(&call.protocol).ok_or_else(|| format!("unknown protocol `{}`", call.protocol))?;
+    let cluster = call.cluster.parse().map_err(|cause| format!("`{}`: {cause}", call.cluster))?;
+    Ok(SavedCall { variable: call.variable, cluster, protocol, port: 0 })
 }

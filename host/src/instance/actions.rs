@@ -85,6 +85,7 @@ impl Instance {
             ("ATOLL_REVISION", saved.revision.clone()),
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        environment.extend(self.call_variables());
         environment
     }
 
@@ -118,7 +119,8 @@ impl Instance {
         {
             Ok(process) => {
                 let pid = process.pid();
-                self.ground.sidecars.register(pid, self.slot());
+                let slot = self.slot();
+                self.ground.sidecars.register(pid, slot);
                 self.sidecar = Some(process);
                 Event::SidecarStarted { pid }
             }

@@ -18,6 +18,7 @@ enum Phase {
         pid: u32,
         address: String,
         drained: bool,
+        listens: bool,
     },
     Waiting {
         until: Millis,
@@ -37,11 +38,13 @@ pub(super) struct Sidecar {
 
 impl Sidecar {
     pub(super) fn adopt(now: Millis, pid: u32, address: String) -> Self {
-        Self { phase: Phase::Running { since: now, pid, address, drained: false }, ..Self::default() }
+        let phase = Phase::Running { since: now, pid, address, drained: false, listens: false };
+        Self { phase, ..Self::default() }
     }
 
     pub(super) fn started(&mut self, now: Millis, pid: u32) {
-        self.phase = Phase::Running { since: now, pid, address: String::new(), drained: false };
+        self.phase =
+            Phase::Running { since: now, pid, address: String::new(), drained: false, listens: false };
     }
 
     pub(super) fn ended(&mut self, now: Millis, why: String) {
@@ -62,13 +65,14 @@ impl Sidecar {
         self.phase = Phase::Waiting { until: now + pause };
     }
 
-    pub(super) fn status(&mut self, new_address: String, new_drained: bool) {
-        if let Phase::Running { address, drained, .. } = &mut self.phase {
+    pub(super) fn status(&mut self, new_address: String, new_drained: bool, new_listens: bool) {
+        if let Phase::Running { address, drained, listens, .. } = &mut self.phase {
             // A sidecar does not stop listening: an empty address is one not yet known to who says it.
             if !new_address.is_empty() {
                 *address = new_address;
             }
             *drained = new_drained;
+            *listens = new_listens;
         }
     }
 
@@ -117,6 +121,11 @@ impl Sidecar {
 
     pub(super) fn is_drained(&self) -> bool {
         matches!(self.phase, Phase::Running { drained: true, .. })
+    }
+
+    /// For the program's calls.
+    pub(super) fn listens(&self) -> bool {
+        matches!(self.phase, Phase::Running { listens: true, .. })
     }
 
     pub(super) fn has_failed(&self) -> bool {

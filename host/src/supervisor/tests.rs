@@ -6,7 +6,7 @@ const DRAIN_MS: Millis = 30_000;
 
 fn policy() -> Policy {
     let timing = Timing { every_ms: 1_000, grace_ms: 10_000, up: 1, down: 3 };
-    Policy { drain_ms: DRAIN_MS, drain_min_ms: 500, stop_grace_ms: 5_000, checks: vec![timing] }
+    Policy { drain_ms: DRAIN_MS, drain_min_ms: 500, stop_grace_ms: 5_000, checks: vec![timing], calls: false }
 }
 
 /// Answers starts and checks as a world would in which the program is `well` or not.
@@ -75,7 +75,11 @@ impl World {
     }
 
     fn listening(&mut self) {
-        self.tell(Event::SidecarStatus { address: "127.0.0.1:7000".to_owned(), drained: false });
+        self.tell(Event::SidecarStatus {
+            address: "127.0.0.1:7000".to_owned(),
+            drained: false,
+            listens: true,
+        });
     }
 
     fn exit(&mut self, status: i32) {
@@ -203,7 +207,7 @@ fn a_drain_is_told_at_once_and_ends_when_the_sidecar_is_idle() {
     assert_eq!(world.last_at(Action::TellSidecar), Some(told));
     world.pass(5_000);
     assert_eq!(world.count(Action::Terminate(Who::Program)), 0, "requests are open");
-    world.tell(Event::SidecarStatus { address: String::new(), drained: true });
+    world.tell(Event::SidecarStatus { address: String::new(), drained: true, listens: true });
     assert_eq!(world.last_at(Action::Terminate(Who::Program)), Some(world.now));
     assert_eq!(world.count(Action::Terminate(Who::Sidecar)), 0, "it outlives the program");
     world.exit(0);
@@ -221,7 +225,7 @@ fn gateways_hear_of_a_drain_before_an_idle_instance_stops() {
     let mut world = World::healthy();
     let told = world.now;
     world.tell(Event::Want(Want::Drain));
-    world.tell(Event::SidecarStatus { address: String::new(), drained: true });
+    world.tell(Event::SidecarStatus { address: String::new(), drained: true, listens: true });
     world.pass(2_000);
     assert_eq!(world.last_at(Action::Terminate(Who::Program)), Some(told + 500));
 }
@@ -325,4 +329,27 @@ fn nothing_is_reported_twice() {
     for pair in world.views.windows(2) {
         assert_ne!(pair[0], pair[1]);
     }
+}
+
+#[test]
+fn a_program_that_calls_waits_for_its_sidecar() {
+    let mut world = World::of(Supervisor::new(Policy { calls: true, ..policy() }, Want::Run));
+    world.well = true;
+    let said =
+        |listens| Event::SidecarStatus { address: "127.0.0.1:7000".to_owned(), drained: false, listens };
+    world.tell(said(false));
+    world.pass(5_000);
+    assert_eq!((world.starts, world.state()), (0, State::Starting));
+    assert!(world.core.view().detail.contains("sidecar"));
+    world.tell(said(true));
+    world.pass(1_000);
+    assert_eq!((world.starts, world.state()), (1, State::Healthy));
+    // Without its sidecar it is not started again, and no time is spent on it.
+    world.tell(Event::SidecarExited("signal 9".to_owned()));
+    world.exit(1);
+    world.pass(5_000);
+    assert_eq!(world.starts, 1);
+    world.tell(said(true));
+    world.pass(1_000);
+    assert_eq!((world.starts, world.state()), (2, State::Healthy));
 }

@@ -8,6 +8,7 @@ use crate::metrics::HostMetrics;
 use crate::ports::Ports;
 use crate::program::base_environment;
 use crate::sidecars::Sidecars;
+use crate::state::SavedCall;
 use crate::workload::{Issue, Workloads};
 use atoll_model::{Check, CheckKind, Protocol};
 use atoll_process::{DrainTrigger, Metrics, drain};
@@ -25,22 +26,44 @@ s=socket.create_server(('127.0.0.1',int(os.environ['PORT'])))
 while True: s.accept()[0].close()
 ";
 
-/// Listens once it has a certificate, and says that it has drained when it is told to.
+/// Listens once it has a certificate, also for calls, and says that it has drained when it is told to.
 const SIDECAR: &str = r"
-import socket,struct,sys
+import socket,struct,sys,time
 path,instance=sys.argv[sys.argv.index('--socket')+1],sys.argv[sys.argv.index('--instance')+1]
-import time
-listener=None
+listener,opened=None,{}
 def field(n,b): return bytes([n<<3|2,len(b)])+b
+def varint(n): return bytes([n]) if n<128 else bytes([n&127|128])+varint(n>>7)
+def parse(b):
+  out,i=[],0
+  def number():
+    nonlocal i
+    n=shift=0
+    while True:
+      c=b[i]; i+=1; n|=(c&127)<<shift; shift+=7
+      if c<128: return n
+  while i<len(b):
+    key=number(); value=number()
+    if key&7==2: value,i=b[i:i+value],i+value
+    out.append((key>>3,value))
+  return out
+def listen(port):
+  if port not in opened:
+    try: opened[port]=socket.create_server(('127.0.0.1',port))
+    except OSError: return False
+  return True
 def once():
   global listener
   s=socket.socket(socket.AF_UNIX); s.connect(path)
   f=s.makefile('rb')
   while True:
-    state=f.read(struct.unpack('>I',f.read(4))[0])
+    state=parse(f.read(struct.unpack('>I',f.read(4))[0]))
     if listener is None: listener=socket.create_server(('127.0.0.1',0))
     said=field(1,instance.encode())+field(3,('127.0.0.1:%d'%listener.getsockname()[1]).encode())
-    if b'\x58\x01\x60' in state[-8:]: said+=b'\x28\x01'
+    if (11,1) in state: said+=b'\x28\x01'
+    ports=[port for n,call in state if n==15 for m,port in parse(call) if m==3]
+    ports+=[port for n,port in state if n==17]
+    for taken in ports:
+      said+=field(7 if listen(taken) else 6,varint(taken))
     s.sendall(struct.pack('>I',len(said))+said)
 while True:
   try: once()
@@ -135,6 +158,7 @@ impl Bench {
             metrics,
             board: Arc::default(),
             denied: tokio::sync::watch::channel(Vec::new()).1,
+            neighbourhood: Arc::default(),
         });
         let (trigger, drain) = drain::channel();
         let (orders, inbox) = mpsc::channel(64);
@@ -161,6 +185,15 @@ impl Bench {
     }
 
     pub(super) fn place(&mut self, run: Vec<String>, grace_ms: u64) -> InstanceId {
+        self.place_that_calls(run, grace_ms, Vec::new())
+    }
+
+    pub(super) fn place_that_calls(
+        &mut self,
+        run: Vec<String>,
+        grace_ms: u64,
+        calls: Vec<SavedCall>,
+    ) -> InstanceId {
         let instance = InstanceId::from_parts(clock::unix_ms(), rand::random());
         let check = Check { kind: CheckKind::Tcp, every_ms: 50, timeout_ms: 1_000, grace_ms, up: 1, down: 2 };
         let spec = ServiceSpec {
@@ -181,6 +214,7 @@ impl Bench {
             revision: "r-1".to_owned(),
             want: Want::Run,
             spec: Ok(spec),
+            calls,
         };
         self.placed.insert(instance.clone(), assignment);
         self.place_again(&instance);
