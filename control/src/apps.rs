@@ -41,8 +41,13 @@ pub fn object_id(now_ms: u64) -> ObjectId {
 
 /// Every instance is as wanted: what was deployed is now what the app is, what it no longer has goes.
 /// The edges are asked next.
-pub fn promote(change: &mut Change<'_>, context: &Context, deploy: &ObjectId) -> Result<(), StoreError> {
-    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+pub fn promote(
+    change: &mut Change<'_>,
+    context: &Context,
+    org: &OrgName,
+    deploy: &ObjectId,
+) -> Result<(), StoreError> {
+    let Some(mut deploy) = running(change, org, deploy) else { return Ok(()) };
     for service in deploy.services.iter() {
         let tail = format!("{}/{}/{}", deploy.org, deploy.app, service.0);
         if let Some(mut stored) = change.get::<Service>(&tail) {
@@ -73,8 +78,13 @@ fn forget_scale_out_of_bounds(change: &Change<'_>, service: &mut Service) {
 }
 
 /// Ends a deploy that did what it should.
-pub fn finish(change: &mut Change<'_>, now_ms: u64, deploy: &ObjectId) -> Result<(), StoreError> {
-    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+pub fn finish(
+    change: &mut Change<'_>,
+    now_ms: u64,
+    org: &OrgName,
+    deploy: &ObjectId,
+) -> Result<(), StoreError> {
+    let Some(mut deploy) = running(change, org, deploy) else { return Ok(()) };
     deploy.state = DeployState::Done;
     deploy.state_ms = now_ms;
     tracing::info!(app = %deploy.app, deploy = %deploy.id, "deploy is done");
@@ -95,10 +105,11 @@ pub fn finish(change: &mut Change<'_>, now_ms: u64, deploy: &ObjectId) -> Result
 pub fn fail(
     change: &mut Change<'_>,
     context: &Context,
+    org: &OrgName,
     deploy: &ObjectId,
     cause: Cause,
 ) -> Result<(), StoreError> {
-    let Some(mut deploy) = running(change, deploy) else { return Ok(()) };
+    let Some(mut deploy) = running(change, org, deploy) else { return Ok(()) };
     let undo = deploy.state == DeployState::Running && !deploy.delete;
     tracing::warn!(
         app = %deploy.app, deploy = %deploy.id, undone = undo, cause = %cause.message,
@@ -138,8 +149,7 @@ fn condemn(change: &mut Change<'_>, service: &Service, id: Option<&RevisionId>) 
     }
 }
 
-fn running(change: &Change<'_>, deploy: &ObjectId) -> Option<Deploy> {
-    let org = OrgName::default_org();
+fn running(change: &Change<'_>, org: &OrgName, deploy: &ObjectId) -> Option<Deploy> {
     change.get::<Deploy>(&format!("{org}/{deploy}")).filter(|deploy| !deploy.state.is_final())
 }
 
@@ -147,7 +157,7 @@ fn running(change: &Change<'_>, deploy: &ObjectId) -> Option<Deploy> {
 /// of which nothing is left goes too.
 pub fn collect(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<(), StoreError> {
     let deploy = change.get::<App>(&format!("{org}/{app}")).map(|app| app.deploy);
-    if deploy.is_none_or(|deploy| running(change, &deploy).is_some()) {
+    if deploy.is_none_or(|deploy| running(change, org, &deploy).is_some()) {
         return Ok(());
     }
     let prefix = format!("{org}/{app}/");

@@ -200,6 +200,7 @@ impl From<Refusal> for Problem {
                 problem.0.deploy = Some(deploy.to_string());
                 problem
             }
+            Refusal::NameTaken(_) => Self::conflict("name-taken", "The name is taken", text),
             Refusal::NoApp(_) | Refusal::NoService { .. } | Refusal::NoRevision { .. } => {
                 Self::not_found(text)
             }

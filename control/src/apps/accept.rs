@@ -4,7 +4,7 @@ use super::validate::{Fault, faults};
 use super::{Context, object_id, records};
 use crate::caller::Caller;
 use crate::reconciler::guard::must_confirm;
-use crate::store::objects::{App, Cause, Deploy, DeployState, Revision, Service, ServiceChange};
+use crate::store::objects::{App, Cause, Deploy, DeployState, Org, Revision, Service, ServiceChange};
 use crate::store::{Change, StoreError};
 use atoll_model::manifest::CompiledApp;
 use atoll_model::{
@@ -40,6 +40,9 @@ pub enum Refusal {
     /// Another deploy of the app has not ended.
     #[error("deploy {0} of this app is running: wait until it has ended")]
     Running(ObjectId),
+    /// Another organization has an app of this name.
+    #[error("the name `{0}` is taken on this platform: choose another one for the app")]
+    NameTaken(AppName),
     /// There is no such app.
     #[error("there is no app `{0}`")]
     NoApp(AppName),
@@ -62,7 +65,10 @@ pub enum Refusal {
         services: Vec<String>,
     },
     /// No such revision is kept.
-    #[error("no such revision of {service} is kept; `atoll revisions` lists those that can run: {}", listed(known))]
+    #[error(
+        "no such revision of {service} is kept; `atoll revisions` lists those that can run: {}",
+        listed(known)
+    )]
     NoRevision {
         /// The service.
         service: ServiceName,
@@ -70,7 +76,10 @@ pub enum Refusal {
         known: Vec<u64>,
     },
     /// Its deploy failed.
-    #[error("revision {number} of {service} failed when it was deployed; those that can run are {}", listed(known))]
+    #[error(
+        "revision {number} of {service} failed when it was deployed; those that can run are {}",
+        listed(known)
+    )]
     RevisionFailed {
         /// The service.
         service: ServiceName,
@@ -80,7 +89,10 @@ pub enum Refusal {
         known: Vec<u64>,
     },
     /// The service does not run in that region.
-    #[error("{service} does not run in region {region}, only in {}; add `{region}` under `[regions]` of its manifest and deploy", listed(known))]
+    #[error(
+        "{service} does not run in region {region}, only in {}; add `{region}` under `[regions]` of its manifest and deploy",
+        listed(known)
+    )]
     NotInRegion {
         /// The service.
         service: ServiceName,
@@ -195,7 +207,9 @@ fn check(
     if !faults.is_empty() {
         return Err(Refusal::Invalid(faults));
     }
-    let Some(stored) = change.get::<App>(&format!("{org}/{}", app.app)) else { return Ok(()) };
+    let Some(stored) = change.get::<App>(&format!("{org}/{}", app.app)) else {
+        return free(change, org, &app.app);
+    };
     if let Some(running) = unfinished(change, org, &stored.deploy) {
         return Err(Refusal::Running(running.id));
     }
@@ -205,6 +219,16 @@ fn check(
         return Err(Refusal::MassRemoval { removed, total: services.len() });
     }
     Ok(())
+}
+
+/// Refuses a new app's name that another organization has. Whose it is, is not the caller's business.
+pub(super) fn free(change: &Change<'_>, org: &OrgName, app: &AppName) -> Result<(), Refusal> {
+    let has = |other: OrgName| other != *org && change.get::<App>(&format!("{other}/{app}")).is_some();
+    if Org::names(change.list("")).into_iter().any(has) {
+        Err(Refusal::NameTaken(app.clone()))
+    } else {
+        Ok(())
+    }
 }
 
 /// A deploy of the app that has not ended.

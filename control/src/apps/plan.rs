@@ -1,6 +1,6 @@
 //! What a deploy would change.
 
-use super::accept::Refusal;
+use super::accept::{Refusal, free};
 use super::validate::faults;
 use super::{Context, records};
 use crate::store::Change;
@@ -40,6 +40,7 @@ pub fn plan_changes(
         |action, object, name: String, detail: String| PlannedChange { action, object, name, detail };
     let mut plan = Vec::new();
     if change.get::<App>(&format!("{org}/{app}")).is_none() {
+        free(change, org, app)?;
         plan.push(planned("create", "app", app.to_string(), String::new()));
     }
     let mut before = BTreeMap::new();

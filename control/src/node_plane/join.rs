@@ -1,5 +1,6 @@
 //! How a node becomes one: a token is burned and a node recorded, together or not at all.
 
+use crate::api::{Deed, record_deed};
 use crate::apps::records;
 use crate::store::objects::{JoinToken, Node};
 use crate::store::{Change, StoreError};
@@ -110,6 +111,8 @@ pub(super) fn join(
     stored.record.used_by = Some(TokenUse { node: node.clone(), at_ms: now_ms });
     change.put(&stored)?;
     change.put(&joined)?;
+    let detail = format!("roles {roles}, site {}, region {}", joined.site, joined.region);
+    record_deed(change, Deed { node: node.as_str(), call: "join", token: &presented.id, detail }, now_ms)?;
     if let Some(before) = before {
         // Who still has a key from before gets no further with it than while the node was removed.
         let spiffe_id = SpiffeId::node(ca.trust_domain(), &before.site, node).to_string();

@@ -3,10 +3,11 @@
 use super::challenge::Challenges;
 use super::join::{JoinError, RateLimit, Wish, der, join, subject_of};
 use super::tls::Peer;
+use crate::api::{Deed, record_deed};
 use crate::attach::Attached;
 use crate::certificates::Certificates;
 use crate::metrics::NodePlaneMetrics;
-use crate::store::objects::{Domain, Node, Placement};
+use crate::store::objects::{Domain, Node, Org, Placement};
 use crate::store::{Store, StoreError};
 use atoll_identity::{PeerIdentity, TrustDomain};
 use atoll_mesh_ca::{CaError, MeshCa, TokenRefusal, token};
@@ -207,6 +208,19 @@ impl NodePlane for NodePlaneService {
             refused("recovery", &peer, &error)
         })?;
         let (node, chain) = recovered.ok_or_else(|| Status::permission_denied("this node was removed"))?;
+        let deed = format!("from {peer}");
+        let name = node.name.clone();
+        let written = self.store.change(move |change| {
+            record_deed(
+                change,
+                Deed { node: name.as_str(), call: "recover", token: "", detail: deed },
+                now_ms,
+            )
+        });
+        // The node needs its certificate more than we need the entry; it is in the CA's own log too.
+        if let Err(error) = written.await {
+            tracing::error!(node = %node.name, %error, "a recovery is missing in the audit log");
+        }
         self.metrics.recovered.inc();
         tracing::info!(node = %node.name, peer, "an expired certificate was exchanged");
         Ok(self.reply(der(chain), Vec::new()))
@@ -259,8 +273,12 @@ impl NodePlane for NodePlaneService {
         if domains.len() > DOMAINS_MAX {
             return Err(Status::invalid_argument(format!("at most {DOMAINS_MAX} domains at once")));
         }
-        let org = OrgName::default_org();
-        let stored = domains.iter().filter_map(|domain| self.store.get::<Domain>(&format!("{org}/{domain}")));
+        // A domain is of one organization, and the edge does not know of which.
+        let orgs = Org::names(self.store.list(""));
+        let find = |domain: &String| {
+            orgs.iter().find_map(|org| self.store.get::<Domain>(&format!("{org}/{domain}")))
+        };
+        let stored = domains.iter().filter_map(find);
         let certificates = stored
             .filter_map(|domain| {
                 let opened = self.certificates.unseal(&domain)?;

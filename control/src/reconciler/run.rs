@@ -13,7 +13,7 @@ use crate::store::objects::{
 };
 use crate::store::{Change, Store, StoreError};
 use crate::world::World;
-use atoll_model::{InstanceId, NodeName, ObjectId, Role};
+use atoll_model::{InstanceId, NodeName, ObjectId, OrgName, Role};
 use atoll_process::Drain;
 use atoll_process::clock::unix_ms;
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,9 +85,9 @@ impl Clock {
 
 #[derive(Debug)]
 enum Step {
-    Promote(ObjectId),
-    Finish(ObjectId),
-    Fail(ObjectId, Cause),
+    Promote(OrgName, ObjectId),
+    Finish(OrgName, ObjectId),
+    Fail(OrgName, ObjectId, Cause),
 }
 
 /// What edges said of a deploy.
@@ -174,9 +174,9 @@ impl Reconciler {
         edges.forget_all_but(&wishes.deploys);
         let of = |deploy: &Deploy| match deploy.state {
             DeployState::Running => match judge(deploy, &wishes.wanted, situation) {
-                Verdict::Failed(cause) => Some(Step::Fail(deploy.id.clone(), cause)),
-                Verdict::Settled if deploy.delete => Some(Step::Finish(deploy.id.clone())),
-                Verdict::Settled => Some(Step::Promote(deploy.id.clone())),
+                Verdict::Failed(cause) => Some(Step::Fail(deploy.org.clone(), deploy.id.clone(), cause)),
+                Verdict::Settled if deploy.delete => Some(Step::Finish(deploy.org.clone(), deploy.id.clone())),
+                Verdict::Settled => Some(Step::Promote(deploy.org.clone(), deploy.id.clone())),
                 Verdict::Underway => None,
             },
             DeployState::Serving => self.serving(deploy, wishes, situation, edges),
@@ -201,7 +201,7 @@ impl Reconciler {
         let missing: Vec<NodeName> =
             alive.iter().filter(|edge| !said.get(*edge).is_some_and(|said| said.serves)).cloned().collect();
         if domains.is_empty() || missing.is_empty() {
-            return Some(Step::Finish(deploy.id.clone()));
+            return Some(Step::Finish(deploy.org.clone(), deploy.id.clone()));
         }
         if situation.memory.watched_for(deploy.state_ms, situation.now_ms)
             > situation.timing.serve_deadline_ms
@@ -211,7 +211,7 @@ impl Reconciler {
                 format!("{edge}: {detail}")
             });
             let message = format!("not every edge serves it: {}", why.collect::<Vec<_>>().join("; "));
-            return Some(Step::Fail(deploy.id.clone(), Cause { message, ..Cause::default() }));
+            return Some(Step::Fail(deploy.org.clone(), deploy.id.clone(), Cause { message, ..Cause::default() }));
         }
         edges.ask(&self.attached, deploy, domains, missing);
         None
@@ -246,9 +246,9 @@ fn apply(
 ) -> Result<(), StoreError> {
     for step in steps {
         match step {
-            Step::Promote(deploy) => apps::promote(change, context, &deploy)?,
-            Step::Finish(deploy) => apps::finish(change, context.now_ms, &deploy)?,
-            Step::Fail(deploy, cause) => apps::fail(change, context, &deploy, cause)?,
+            Step::Promote(org, deploy) => apps::promote(change, context, &org, &deploy)?,
+            Step::Finish(org, deploy) => apps::finish(change, context.now_ms, &org, &deploy)?,
+            Step::Fail(org, deploy, cause) => apps::fail(change, context, &org, &deploy, cause)?,
         }
     }
     actions.into_iter().try_for_each(|action| act(change, context, action))

@@ -464,6 +464,14 @@ stored!(AuditEntry, "audit", |o| Self::tail(&o.org, o.seq));
 stored!(AuditHead, "audit-head", |o| o.org.to_string());
 stored!(Idempotency, "idempotency", |o| format!("{}/{}", o.org, o.key));
 
+impl Org {
+    /// The names of all organizations, the first one before those that are stored.
+    #[must_use]
+    pub fn names(stored: Vec<Self>) -> Vec<OrgName> {
+        [OrgName::default_org()].into_iter().chain(stored.into_iter().map(|org| org.org)).collect()
+    }
+}
+
 impl AuditEntry {
     /// The tail of an entry's key in the store.
     #[must_use]
