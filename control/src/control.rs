@@ -1,7 +1,7 @@
 //! Putting the parts together.
 
 use crate::api::{self, Api, Parts, ServerTls};
-use crate::apps::Context;
+use crate::apps::{Context, records};
 use crate::attach::Attached;
 use crate::certificates::{Certificates, renew_due};
 use crate::config::Config;
@@ -166,6 +166,7 @@ impl Bound {
         };
         let tasks = Tasks::new(Handle::current());
         let gossip = handles.gossip.clone();
+        bring_up_to_date(&store, &context).await;
         tasks.spawn_vital(
             "control observer",
             observer::run(gossip.clone(), handles.name.clone(), world_in, drain.clone()),
@@ -219,6 +220,18 @@ impl Bound {
         if !tasks.finished(END_TIMEOUT).await {
             tracing::warn!("some of control had not ended in time");
         }
+    }
+}
+
+/// A store of an earlier version lacks the records that have come since.
+async fn bring_up_to_date(store: &Store, context: &Context) {
+    let context = context.clone();
+    let published = store.change(move |change| {
+        records::publish_region_clusters(change, &context);
+        Ok::<_, StoreError>(())
+    });
+    if let Err(error) = published.await {
+        tracing::error!(%error, "what hosts are to know of services could not be brought up to date");
     }
 }
 

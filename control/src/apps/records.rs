@@ -1,11 +1,12 @@
 //! The desired records of an app: virtual hosts, clusters, their regions' policies, certificate versions,
 //! placements.
 
-use super::Context;
+use super::{Context, domains};
 use crate::store::objects::{Domain, Placement, PlacementState, Revision, Service};
 use crate::store::{Change, StoreError};
 use atoll_model::{
-    AllowRule, AppName, CallTarget, ClusterName, Kind, NodeName, OrgName, RegionName, ServiceName, ServiceSpec,
+    AllowRule, AppName, CallTarget, ClusterName, Kind, NodeName, OrgName, RegionName, ServiceName,
+    ServiceSpec,
 };
 use atoll_wire::record::{self, Denial};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,9 +44,9 @@ pub fn domains_now(
     app: &AppName,
 ) -> BTreeMap<ServiceName, String> {
     let services = change.list::<Service>(&format!("{org}/{app}/"));
-    let specs = services.iter().filter_map(|service| {
-        Some((service.cluster.service.clone(), target_of(change, service)?.spec))
-    });
+    let specs = services
+        .iter()
+        .filter_map(|service| Some((service.cluster.service.clone(), target_of(change, service)?.spec)));
     domain_of(app, &specs.collect(), &context.zone)
 }
 
@@ -71,26 +72,35 @@ pub fn publish(
             }
         }
     }
-    let domains = domain_of(app, &specs, &context.zone);
+    let names = domain_of(app, &specs, &context.zone);
+    let present = domains::of_app(change, org, app);
     let mut newest = 0;
     for (service, revision) in &services {
         newest = newest.max(cluster(change, service, revision));
         newest = newest.max(region_cluster(change, context, service, Some(revision)));
-        match domains.get(&service.cluster.service) {
+        match names.get(&service.cluster.service) {
             Some(domain) => {
-                newest = newest.max(virtual_host(change, service, domain));
+                let own = present.iter().filter(|other| other.own && other.cluster == service.cluster);
+                newest = newest.max(virtual_host(change, service, domain, own));
                 newest = newest.max(certificate(change, context, service, domain)?);
             }
             None => change.undesire(Kind::VIRTUAL_HOST, "", service.id.as_str()),
         }
     }
-    let kept: BTreeSet<&String> = domains.values().collect();
-    for domain in change.list::<Domain>(&format!("{org}/")) {
-        if domain.cluster.app == *app && !kept.contains(&domain.domain) {
-            change.undesire(Kind::CERTIFICATE, "", &domain.domain);
-            change.remove::<Domain>(&format!("{org}/{}", domain.domain));
+    for domain in present.iter().filter(|domain| domain.own) {
+        // One of its own stays the app's while nothing serves it.
+        match names.contains_key(&domain.cluster.service) {
+            true => newest = newest.max(certificate_version(change, domain)),
+            false => change.undesire(Kind::CERTIFICATE, "", &domain.domain),
         }
     }
+    let kept: BTreeSet<&String> = names.values().collect();
+    let (own, of_platform): (Vec<&Domain>, Vec<&Domain>) = present.iter().partition(|domain| domain.own);
+    for domain in of_platform.into_iter().filter(|domain| !kept.contains(&domain.domain)) {
+        domains::forget(change, domain);
+    }
+    let all = own.into_iter().map(|domain| &domain.domain).chain(kept).cloned();
+    domains::index(change, org, app, all)?;
     Ok(newest)
 }
 
@@ -141,8 +151,7 @@ fn region_cluster(
         response_timeout_ms: RESPONSE_TIMEOUT_MS,
         allow: revision.spec.allow.iter().map(|rule| allow_rule(rule, &service.cluster)).collect(),
     };
-    let desire =
-        |region: &RegionName| change.desire(Kind::REGION_CLUSTER, region.as_str(), &name, &body);
+    let desire = |region: &RegionName| change.desire(Kind::REGION_CLUSTER, region.as_str(), &name, &body);
     regions.iter().map(desire).max().unwrap_or(0)
 }
 
@@ -163,12 +172,20 @@ pub fn publish_region_clusters(change: &mut Change<'_>, context: &Context) {
     }
 }
 
-fn virtual_host(change: &mut Change<'_>, service: &Service, domain: &str) -> u64 {
+fn virtual_host<'a>(
+    change: &mut Change<'_>,
+    service: &Service,
+    domain: &str,
+    own: impl Iterator<Item = &'a Domain>,
+) -> u64 {
     let cluster = &service.cluster;
     let body = record::VirtualHost {
         org: cluster.org.to_string(),
         app: cluster.app.to_string(),
-        domains: vec![domain.to_owned()],
+        domains: std::iter::once(domain)
+            .chain(own.map(|own| own.domain.as_str()))
+            .map(str::to_owned)
+            .collect(),
         routes: vec![record::Route {
             name: "all".to_owned(),
             path_prefix: "/".to_owned(),
@@ -360,9 +377,8 @@ mod tests {
         .await;
         let placements = desired::<record::Placement>(&platform, Kind::PLACEMENT);
         let calls = &placements.values().next().unwrap().spec.as_ref().unwrap().calls;
-        let call = |n: usize| {
-            (calls[n].variable.as_str(), calls[n].cluster.as_str(), calls[n].protocol.as_str())
-        };
+        let call =
+            |n: usize| (calls[n].variable.as_str(), calls[n].cluster.as_str(), calls[n].protocol.as_str());
         assert_eq!(call(0), ("API_URL", "default/shop/api", "grpc"));
         assert_eq!(call(1), ("BILLING_TAX_URL", "default/billing/tax", "http"), "it is not deployed yet");
     }
