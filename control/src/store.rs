@@ -8,6 +8,7 @@
 
 pub mod change;
 mod disk;
+mod image;
 pub mod objects;
 pub mod seal;
 mod writer;
@@ -15,9 +16,10 @@ mod writer;
 pub use change::{Change, DesiredRecord};
 pub use disk::{Backing, FileBacking};
 
+use image::Image;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -37,6 +39,19 @@ pub trait Stored: Serialize + DeserializeOwned {
     const KIND: &'static str;
     /// The whole key of this object.
     fn key(&self) -> String;
+    /// What it is found by beside its key, see [`Store::filed`]. Only of kinds that the image files.
+    fn filed_under(&self) -> Option<String> {
+        None
+    }
+}
+
+/// Some objects of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// They.
+    pub items: Vec<T>,
+    /// Where the next page begins: the tail of the last one's key. Nothing: there are no more.
+    pub next: Option<String>,
 }
 
 /// Why a change was not made, or the store not opened.
@@ -73,7 +88,6 @@ pub enum StoreError {
 }
 
 type Value = Arc<[u8]>;
-type Image = BTreeMap<String, Value>;
 
 /// A handle to the store; clones share it. The file is closed when the last one is dropped.
 #[derive(Debug, Clone)]
@@ -166,31 +180,74 @@ impl Store {
     /// One object by its key's tail (all but the kind).
     #[must_use]
     pub fn get<T: Stored>(&self, tail: &str) -> Option<T> {
-        let image = self.shared.image.read().unwrap_or_else(PoisonError::into_inner);
-        image.get(&format!("{}/{tail}", T::KIND)).and_then(|bytes| decode(bytes))
+        let bytes = self.image().get(&format!("{}/{tail}", T::KIND)).cloned();
+        bytes.and_then(|bytes| decode(&bytes))
     }
 
     /// Every object of a kind whose key's tail starts with `prefix`, in the order of keys.
     #[must_use]
     pub fn list<T: Stored>(&self, prefix: &str) -> Vec<T> {
+        self.page(prefix, None, usize::MAX).items
+    }
+
+    /// At most `limit` of them, from the one after the tail `after`.
+    #[must_use]
+    pub fn page<T: Stored>(&self, prefix: &str, after: Option<&str>, limit: usize) -> Page<T> {
         let start = format!("{}/{prefix}", T::KIND);
-        let image = self.shared.image.read().unwrap_or_else(PoisonError::into_inner);
-        image
-            .range(start.clone()..)
-            .take_while(|(key, _)| key.starts_with(&start))
-            .filter_map(|(_, bytes)| decode(bytes))
-            .collect()
+        let after = after.map(|tail| format!("{}/{tail}", T::KIND));
+        let (values, next) = {
+            let image = self.image();
+            let mut range = image.range(&start, after.as_deref());
+            let mut last = None;
+            let mut values = Vec::new();
+            for (key, value) in range.by_ref().take(limit) {
+                last = Some(key);
+                values.push(value.clone());
+            }
+            let next = last.filter(|_| range.next().is_some());
+            (values, next.map(|key| key[T::KIND.len() + 1..].to_owned()))
+        };
+        // Read outside the lock, which changes wait for.
+        Page { items: values.iter().filter_map(|bytes| decode(bytes)).collect(), next }
+    }
+
+    /// The tails of the keys of a kind's objects that start with `prefix`.
+    #[must_use]
+    pub fn tails<T: Stored>(&self, prefix: &str) -> Vec<String> {
+        let start = format!("{}/{prefix}", T::KIND);
+        self.image().range(&start, None).map(|(key, _)| key[T::KIND.len() + 1..].to_owned()).collect()
+    }
+
+    /// The objects that are filed under something that starts with `prefix`: domains under their cluster.
+    #[must_use]
+    pub fn filed<T: Stored>(&self, prefix: &str) -> Vec<T> {
+        let values: Vec<Value> = {
+            let image = self.image();
+            image.filed::<T>(prefix).filter_map(|key| image.get(key).cloned()).collect()
+        };
+        values.iter().filter_map(|bytes| decode(bytes)).collect()
+    }
+
+    /// The newest revision, and the keys of the objects that changed since an earlier one; nothing when that
+    /// is too long ago. Desired records are left out.
+    #[must_use]
+    pub fn changed_since(&self, revision: u64) -> (u64, Option<BTreeSet<String>>) {
+        let image = self.image();
+        (image.revision(), image.changed_since(revision))
     }
 
     /// Every desired record.
     #[must_use]
     pub fn desired(&self) -> Vec<DesiredRecord> {
-        let image = self.shared.image.read().unwrap_or_else(PoisonError::into_inner);
+        let image = self.image();
         image
-            .range(change::DESIRED.to_owned()..)
-            .take_while(|(key, _)| key.starts_with(change::DESIRED))
+            .range(change::DESIRED, None)
             .filter_map(|(key, value)| DesiredRecord::from_stored(key, value))
             .collect()
+    }
+
+    fn image(&self) -> std::sync::RwLockReadGuard<'_, Image> {
+        self.shared.image.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `change` on the writer thread, alone; what it wrote is on disk when this returns. Its own
