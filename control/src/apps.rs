@@ -4,6 +4,7 @@
 
 pub mod accept;
 pub mod again;
+pub mod domains;
 pub mod drains;
 pub mod plan;
 pub mod records;
@@ -206,10 +207,8 @@ fn purge(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<(), St
     for revision in change.list::<Revision>(&prefix) {
         change.remove::<Revision>(&Revision::tail(&revision.cluster, &revision.id));
     }
-    for domain in change.list::<Domain>(&format!("{org}/")) {
-        if domain.cluster.app == *app {
-            change.remove::<Domain>(&format!("{org}/{}", domain.domain));
-        }
+    for domain in domains::of_app(change, org, app) {
+        domains::forget(change, &domain);
     }
     if let Some(stored) = change.get::<App>(&format!("{org}/{app}")) {
         for deploy in &stored.past {

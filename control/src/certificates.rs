@@ -1,16 +1,20 @@
 //! Public certificates: issued for each domain, sealed in the store, renewed before they run out.
 
+pub mod upload;
+
 use crate::apps::records;
 use crate::config::{Config, PublicCa};
 use crate::store::objects::Domain;
 use crate::store::seal::Sealer;
 use crate::store::{Store, StoreError};
+use atoll_identity::fingerprint_hex;
 use atoll_mesh_ca::{CaError, PublicTestCa};
 use atoll_model::ClusterName;
 use atoll_process::clock::unix_ms;
-use data_encoding::{BASE64, HEXLOWER};
+use data_encoding::BASE64;
 use std::path::Path;
 use std::sync::Arc;
+use upload::Uploaded;
 
 /// Where clients find the root of the test CA, in the data folder.
 pub const PUBLIC_CA_FILE: &str = "public-ca.pem";
@@ -69,8 +73,7 @@ impl Certificates {
             .sealer
             .seal(&purpose(domain), issued.key.secret_pkcs8_der())
             .map_err(CertificateError::Seal)?;
-        let mut digest = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-        issued.chain.iter().for_each(|certificate| digest.update(certificate));
+        let chain: Vec<&[u8]> = issued.chain.iter().map(AsRef::as_ref).collect();
         tracing::info!(domain, not_after_ms = issued.not_after_ms, "public certificate issued");
         Ok(Domain {
             org: cluster.org.clone(),
@@ -78,10 +81,32 @@ impl Certificates {
             cluster: cluster.clone(),
             chain: issued.chain.iter().map(|certificate| BASE64.encode(certificate)).collect(),
             sealed_key,
-            fingerprint: HEXLOWER.encode(digest.finish().as_ref()),
+            fingerprint: fingerprint_hex(&chain.concat()),
             issued_ms: now_ms,
             not_after_ms: issued.not_after_ms,
             own: false,
+        })
+    }
+
+    /// A domain of the organization's own, with the certificate that was brought for it.
+    pub fn take(
+        &self,
+        cluster: &ClusterName,
+        domain: &str,
+        uploaded: &Uploaded,
+    ) -> Result<Domain, CertificateError> {
+        let sealed_key =
+            self.sealer.seal(&purpose(domain), &uploaded.key).map_err(CertificateError::Seal)?;
+        Ok(Domain {
+            org: cluster.org.clone(),
+            domain: domain.to_owned(),
+            cluster: cluster.clone(),
+            chain: uploaded.chain.iter().map(|certificate| BASE64.encode(certificate)).collect(),
+            sealed_key,
+            fingerprint: fingerprint_hex(&uploaded.chain.concat()),
+            issued_ms: uploaded.not_before_ms,
+            not_after_ms: uploaded.not_after_ms,
+            own: true,
         })
     }
 

@@ -63,7 +63,11 @@ pub fn accept_scale(
     let revision = target
         .as_ref()
         .and_then(|id| change.get::<Revision>(&Revision::tail(&stored.cluster, id)))
-        .ok_or_else(|| Refusal::NoService { app: app.clone(), service: service.clone(), known: Vec::new() })?;
+        .ok_or_else(|| Refusal::NoService {
+            app: app.clone(),
+            service: service.clone(),
+            known: Vec::new(),
+        })?;
     let before = stored.scale.clone();
     for (region, count) in regions {
         let Some(bounds) = revision.spec.regions.get(region).copied() else {
@@ -125,7 +129,8 @@ fn names(services: &[Service]) -> Vec<String> {
 fn find(change: &Change<'_>, service: &Service, which: Which) -> Result<Revision, Refusal> {
     let kept = change.list::<Revision>(&format!("{}/", service.cluster));
     let name = service.cluster.service.clone();
-    let numbers = || kept.iter().filter(|revision| !revision.failed).map(|revision| revision.number).collect();
+    let numbers =
+        || kept.iter().filter(|revision| !revision.failed).map(|revision| revision.number).collect();
     let found = match which {
         Which::Number(number) => kept.iter().find(|revision| revision.number == number),
         Which::Previous => {

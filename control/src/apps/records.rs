@@ -95,12 +95,9 @@ pub fn publish(
         }
     }
     let kept: BTreeSet<&String> = names.values().collect();
-    let (own, of_platform): (Vec<&Domain>, Vec<&Domain>) = present.iter().partition(|domain| domain.own);
-    for domain in of_platform.into_iter().filter(|domain| !kept.contains(&domain.domain)) {
+    for domain in present.iter().filter(|domain| !domain.own && !kept.contains(&domain.domain)) {
         domains::forget(change, domain);
     }
-    let all = own.into_iter().map(|domain| &domain.domain).chain(kept).cloned();
-    domains::index(change, org, app, all)?;
     Ok(newest)
 }
 

@@ -3,8 +3,8 @@
 use super::Stored;
 use atoll_mesh_ca::TokenRecord;
 use atoll_model::{
-    AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles,
-    Scale, ServiceName, ServiceSpec, SiteName,
+    AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles, Scale,
+    ServiceName, ServiceSpec, SiteName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
