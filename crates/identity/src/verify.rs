@@ -5,7 +5,7 @@ use crate::connections::LiveConnections;
 use crate::identity::{ClientAuth, crypto_provider};
 use crate::spiffe::{SpiffeId, SpiffeKind};
 use crate::trust::{TlsUse, TrustError, TrustStore, anchors, fingerprint, verify_tls_chain};
-use atoll_model::{ClusterName, NodeName, Role, Roles};
+use atoll_model::{ClusterName, NodeName, OrgName, RegionName, Role, Roles};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -25,8 +25,14 @@ pub enum PeerPolicy {
     NodeWithAny(Roles),
     /// That node, if it has that role.
     Node(NodeName, Role),
+    /// A node of that region, if it has that role.
+    NodeOf(RegionName, Role),
     /// An instance of that service.
     Workload(ClusterName),
+    /// An instance of any service of that organization.
+    WorkloadOf(OrgName),
+    /// An instance of any service.
+    AnyWorkload,
     /// Any node or workload of our trust domain.
     AnyMember,
     /// Whoever one of these lets in.
@@ -45,7 +51,12 @@ impl PeerPolicy {
                 roles.iter().any(|role| peer.roles.has(role))
             }
             (Self::Node(name, role), SpiffeKind::Node { node, .. }) => name == node && peer.roles.has(*role),
+            (Self::NodeOf(region, role), SpiffeKind::Node { .. }) => {
+                peer.region.as_ref() == Some(region) && peer.roles.has(*role)
+            }
             (Self::Workload(wanted), SpiffeKind::Workload(cluster)) => wanted == cluster,
+            (Self::WorkloadOf(org), SpiffeKind::Workload(cluster)) => *org == cluster.org,
+            (Self::AnyWorkload, SpiffeKind::Workload(_)) => true,
             (Self::AnyMember, kind) => *kind != SpiffeKind::Other,
             _ => false,
         }
@@ -243,4 +254,39 @@ impl ServerCertVerifier for PinnedVerifier {
     }
 
     handshake_signatures!();
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn peer(path: &str, role: Option<(&str, Role)>) -> PeerIdentity {
+        PeerIdentity {
+            id: SpiffeId::parse(&format!("spiffe://td/{path}")).unwrap(),
+            roles: role.map_or(Roles::NONE, |(_, role)| Roles::NONE.with(role)),
+            region: role.map(|(region, _)| region.parse().unwrap()),
+            epoch: None,
+            serial: Vec::new(),
+            not_before_ms: 0,
+            not_after_ms: 0,
+        }
+    }
+
+    #[test]
+    fn each_policy_lets_in_whom_it_names() {
+        let workload = |org: &str| peer(&format!("org/{org}/app/shop/service/web"), None);
+        let gateway = |region| peer("node/fra1/fra1-gateway", Some((region, Role::Gateway)));
+        let own = PeerPolicy::NodeOf("fra".parse().unwrap(), Role::Gateway);
+        assert!(own.allows(&gateway("fra")) && !own.allows(&gateway("was")));
+        assert!(!own.allows(&peer("node/fra1/fra1-edge", Some(("fra", Role::Edge)))));
+        // A workload's certificate says neither region nor role; one that does is still no node.
+        assert!(!own.allows(&peer("org/o/app/a/service/s", Some(("fra", Role::Gateway)))));
+        let org = PeerPolicy::WorkloadOf("default".parse().unwrap());
+        assert!(org.allows(&workload("default")) && !org.allows(&workload("acme")));
+        assert!(PeerPolicy::AnyWorkload.allows(&workload("acme")));
+        for policy in [org, PeerPolicy::AnyWorkload] {
+            assert!(!policy.allows(&gateway("fra")) && !policy.allows(&peer("org/default", None)));
+        }
+    }
 }

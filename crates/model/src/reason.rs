@@ -85,6 +85,8 @@ reasons! {
     MethodRefused = "method-refused", 405, "http_request_denied", "This method is not served here.";
     /// The client did not send its request in time.
     RequestTimeout = "request-timeout", 408, "http_request_error", "The request did not arrive in time.";
+    /// The path can be read in more than one way.
+    AmbiguousPath = "ambiguous-path", 400, "http_request_denied", "The request's path can be read in more than one way.";
     /// No virtual host has this name.
     UnknownHost = "unknown-host", 404, "http_request_denied", "No app on this platform has this name.";
     /// No route of the virtual host matches.

@@ -4,11 +4,13 @@
 //! [`std::time::Duration`] since a start of the caller's choosing, randomness as a `u64`. Each decision can say
 //! why, and why the others lost.
 
+pub mod authorize;
 pub mod backoff;
 pub mod endpoint;
 pub mod hosts;
 mod mix;
 pub mod outlier;
+pub mod path;
 pub mod placed;
 pub mod region;
 pub mod retry;
