@@ -117,7 +117,7 @@ impl PeerConnection {
     /// As [`H2Peer::send`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let mut sender = self.sender.clone();
-        let response = sender.send_request(to_http2(request)).await.map_err(|e| SendError::from_hyper(&e))?;
+        let response = sender.send_request(to_http2(request, Scheme::HTTPS)).await.map_err(|e| SendError::from_hyper(&e))?;
         Ok(response.map(|body| Body::incoming(body, Side::Upstream, None)))
     }
 }
@@ -250,7 +250,7 @@ impl H2Peer {
         request: Request<Body>,
         timeouts: SendTimeouts,
     ) -> Result<Response<Body>, SendError> {
-        let mut request = to_http2(request);
+        let mut request = to_http2(request, Scheme::HTTPS);
         let upload = count_upload(&mut request);
         for _ in 0..=self.0.inner.slots.len() {
             let picked = match self.pick().await {
@@ -308,10 +308,10 @@ impl H2Peer {
 }
 
 /// Counts one stream while it lives.
-struct StreamCount(Rc<Cell<usize>>);
+pub(super) struct StreamCount(Rc<Cell<usize>>);
 
 impl StreamCount {
-    fn new(streams: &Rc<Cell<usize>>) -> Self {
+    pub(super) fn new(streams: &Rc<Cell<usize>>) -> Self {
         streams.set(streams.get() + 1);
         Self(Rc::clone(streams))
     }
@@ -324,7 +324,7 @@ impl Drop for StreamCount {
 }
 
 /// From the form of [`crate::Exchange`] to that of HTTP/2: the authority goes into the URI.
-fn to_http2(request: Request<Body>) -> Request<Body> {
+pub(super) fn to_http2(request: Request<Body>, scheme: Scheme) -> Request<Body> {
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_2;
     let host = head.headers.remove(header::HOST);
@@ -332,7 +332,7 @@ fn to_http2(request: Request<Body>) -> Request<Body> {
     let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     if let Some(authority) = authority {
         let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTPS);
+        parts.scheme = Some(scheme);
         parts.authority = Some(authority);
         parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
         if let Ok(uri) = Uri::from_parts(parts) {
