@@ -7,6 +7,7 @@ use atoll_model::RegionName;
 use atoll_proxy::regions::{Gateway, RegionView, decide, region_views};
 use atoll_proxy::tunnel::TunnelState;
 use atoll_routing::hosts::normalise_host;
+use atoll_routing::path::normalise;
 use atoll_routing::region::Health;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -44,15 +45,21 @@ fn decided(shared: &Shared, snapshot: &Snapshot, host: &str, path: &str) -> Valu
     let Some(host) = snapshot.hosts.find_normal(host) else {
         return json!({ "answer": "unknown-host", "why": "no virtual host has this name" });
     };
-    let Some(route) = host.route(path) else {
+    let path = match normalise(path) {
+        Ok(path) => path,
+        Err(why) => {
+            return json!({ "virtual_host": host.id, "answer": "ambiguous-path", "why": why.to_string() });
+        }
+    };
+    let Some(route) = host.route(path.as_str()) else {
         return json!({ "virtual_host": host.id, "answer": "no-route", "why": "no route matches the path" });
     };
-    let name = route.cluster.to_string();
+    let name = &route.cluster;
     let found = json!({
         "virtual_host": host.id,
         "domains": host.domains(),
         "route": { "name": route.name, "path_prefix": format!("{}/", route.path_prefix) },
-        "cluster": name,
+        "cluster": &**name,
     });
     let with = |more: Value| match (found.clone(), more) {
         (Value::Object(mut found), Value::Object(more)) => {
@@ -61,10 +68,10 @@ fn decided(shared: &Shared, snapshot: &Snapshot, host: &str, path: &str) -> Valu
         }
         (found, _) => found,
     };
-    let Some(cluster) = snapshot.clusters.get(&name) else {
+    let Some(cluster) = snapshot.clusters.get(name) else {
         return with(json!({ "answer": "no-region", "why": "the cluster is not known yet" }));
     };
-    with(regions(shared, snapshot, &name, &cluster.regions))
+    with(regions(shared, snapshot, name, &cluster.regions))
 }
 
 /// Each region, and the one that is chosen.

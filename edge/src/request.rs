@@ -1,4 +1,4 @@
-//! The path of a request: identify → route → admit → forward → record.
+//! The path of a request: normalise → identify → route → admit → forward → record.
 
 use crate::certificates::Certificate;
 use crate::edge::Shared;
@@ -11,8 +11,10 @@ use atoll_proxy::exchange::Handler;
 use atoll_proxy::headers::{self, ClientFacts};
 use atoll_proxy::{Body, Exchange, Outgoing, answer};
 use atoll_routing::hosts::normalise_host;
-use http::Response;
+use atoll_routing::path::normalise;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Response, Uri};
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -63,8 +65,9 @@ impl Handler for SecureConnection {
 }
 
 impl SecureConnection {
-    async fn serve(&self, exchange: Exchange, record: &mut Record) -> Result<Response<Body>, Refusal> {
+    async fn serve(&self, mut exchange: Exchange, record: &mut Record) -> Result<Response<Body>, Refusal> {
         let shared = &self.worker.shared;
+        normalise_path(exchange.request.uri_mut())?;
         let host = self.identify(&exchange)?;
         let cluster = route(shared, &host, exchange.request.uri().path())?;
         record.note_cluster(&cluster.to.text);
@@ -77,21 +80,36 @@ impl SecureConnection {
     }
 
     /// The host that the request is for, if this connection may be used for it.
-    fn identify(&self, exchange: &Exchange) -> Result<String, Refusal> {
+    fn identify<'a>(&self, exchange: &'a Exchange) -> Result<Cow<'a, str>, Refusal> {
         let host = normalise_host(exchange.authority()).ok_or(Refusal::edge(Reason::BadRequest))?;
         if !self.certificate.covers(&host) {
             return Err(Refusal::edge(Reason::Misdirected));
         }
-        Ok(host.into_owned())
+        Ok(host)
     }
+}
+
+/// One form of the path for everything: the route, and what gateways, sidecars and the instance see.
+fn normalise_path(uri: &mut Uri) -> Result<(), Refusal> {
+    // `OPTIONS *` has none.
+    if uri.path() == "*" {
+        return Ok(());
+    }
+    let normal = normalise(uri.path()).map_err(|_| Refusal::edge(Reason::AmbiguousPath))?;
+    if normal.is_changed() {
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        *uri = Uri::try_from(format!("{}{query}", normal.as_str()))
+            .map_err(|_| Refusal::edge(Reason::AmbiguousPath))?;
+    }
+    Ok(())
 }
 
 fn route(shared: &Shared, host: &str, path: &str) -> Result<Arc<Cluster>, Refusal> {
     let snapshot = shared.views.load();
     let host = snapshot.hosts.find_normal(host).ok_or(Refusal::edge(Reason::UnknownHost))?;
-    let name = host.route(path).ok_or(Refusal::edge(Reason::NoRoute))?.cluster.to_string();
+    let name = &host.route(path).ok_or(Refusal::edge(Reason::NoRoute))?.cluster;
     // The route's record may be here before its cluster's.
-    snapshot.clusters.get(&name).cloned().ok_or(Refusal::edge(Reason::NoRegion))
+    snapshot.clusters.get(name).cloned().ok_or(Refusal::edge(Reason::NoRegion))
 }
 
 /// The request as it leaves the edge: nothing of the client's that it must not say, all of ours.

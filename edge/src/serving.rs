@@ -53,11 +53,11 @@ impl Serving {
             return Err(format!("the certificate for `{domain}` is not loaded yet"));
         }
         for route in host.routes() {
-            let name = route.cluster.to_string();
-            let Some(cluster) = snapshot.clusters.get(&name) else {
+            let name = &route.cluster;
+            let Some(cluster) = snapshot.clusters.get(name) else {
                 return Err(format!("the cluster `{name}` is not known yet"));
             };
-            self.reaches(&name, &cluster.regions)?;
+            self.reaches(name, &cluster.regions)?;
         }
         Ok(())
     }

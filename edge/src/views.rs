@@ -173,10 +173,10 @@ impl ViewWriter {
 }
 
 fn route(route: record::Route) -> Result<Route, ApplyError> {
-    let Ok(cluster) = route.cluster.parse::<ClusterName>() else {
+    if route.cluster.parse::<ClusterName>().is_err() {
         return Err(ApplyError::Cluster { route: route.name, cluster: route.cluster });
-    };
-    Ok(Route { name: route.name, path_prefix: route.path_prefix, cluster })
+    }
+    Ok(Route { name: route.name, path_prefix: route.path_prefix, cluster: route.cluster.into() })
 }
 
 #[cfg(test)]

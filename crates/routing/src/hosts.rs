@@ -1,7 +1,7 @@
 //! Domain → virtual host → route.
 
+use crate::path::normalise;
 use crate::shards::ShardedMap;
-use atoll_model::ClusterName;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -28,8 +28,8 @@ pub struct Route {
     pub name: String,
     /// Matches this path and what is below it, by whole segments; `/` is everything.
     pub path_prefix: String,
-    /// Who serves it.
-    pub cluster: ClusterName,
+    /// Who serves it, as text: what tables are asked for with each request.
+    pub cluster: Arc<str>,
 }
 
 /// A virtual host that can't be used.
@@ -43,8 +43,10 @@ pub enum VirtualHostError {
         /// What was given.
         domain: String,
     },
-    /// A path prefix does not start with a slash.
-    #[error("virtual host {id}: route `{route}`: the path prefix `{prefix}` must start with `/`")]
+    /// A path prefix that no path in its normal form could have.
+    #[error(
+        "virtual host {id}: route `{route}`: the path prefix `{prefix}` must start with `/`, and have no `.`, `..` or `\\`"
+    )]
     Prefix {
         /// The virtual host.
         id: String,
@@ -80,16 +82,15 @@ impl VirtualHost {
         normal.dedup();
         let mut routes: Vec<Route> = routes.into_iter().collect();
         for route in &mut routes {
-            if !route.path_prefix.starts_with('/') {
+            let Ok(prefix) = normalise(&route.path_prefix) else {
                 return Err(VirtualHostError::Prefix {
                     id,
                     route: route.name.clone(),
                     prefix: route.path_prefix.escape_debug().take(80).collect(),
                 });
-            }
+            };
             // "/a/" and "/a" are the same prefix; "/" becomes "".
-            let end = route.path_prefix.trim_end_matches('/').len();
-            route.path_prefix.truncate(end);
+            route.path_prefix = prefix.as_str().trim_end_matches('/').to_owned();
         }
         // Longest first, so that the first that matches is the answer.
         routes
@@ -109,7 +110,7 @@ impl VirtualHost {
         &self.routes
     }
 
-    /// The route of the longest prefix that matches `path` by whole segments.
+    /// The route of the longest prefix that matches `path`, which is in its normal form, by whole segments.
     #[must_use]
     pub fn route(&self, path: &str) -> Option<&Route> {
         self.routes.iter().find(|route| covers(&route.path_prefix, path))

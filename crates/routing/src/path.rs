@@ -48,7 +48,8 @@ pub fn normalise(path: &str) -> Result<NormalPath<'_>, PathError> {
         }
     }
     let path = unescape(path)?;
-    if !path.contains("/.") && !(path.contains('%') && path.contains('.')) {
+    let may_have_dots = path.contains("/.") || (path.contains('%') && path.contains('.'));
+    if !may_have_dots {
         return Ok(NormalPath(path));
     }
     let mut kept: Vec<&str> = Vec::new();

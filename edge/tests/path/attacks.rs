@@ -78,6 +78,18 @@ async fn what_could_be_smuggled_is_refused_and_the_connection_closed() {
     })
     .await;
 
+    // One form of the path for the route and for the instance, or none at all.
+    let of_path = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: {DOMAIN}\r\n\r\n");
+    let output = exchange(&edge, &of_path("/a/./%2e%2e/%7eb%2fc//d?q=%2e/../x")).await;
+    assert!(output.contains("GET /~b%2Fc//d?q=%2e/../x\n"), "{output}");
+    for path in ["/../x", "/a%00", "/a\\..\\b", "/%zz", "/a/..;/b", "/a/..%2fb"] {
+        let output = exchange(&edge, &of_path(path)).await;
+        assert!(output.starts_with("HTTP/1.1 400"), "{path}: {output}");
+        assert!(output.contains("details=\"ambiguous-path\""), "{path}: {output}");
+        assert!(output.contains("GET /next"), "the connection stays: {path}: {output}");
+    }
+    assert_eq!(edge.serving.explain(DOMAIN, "/a/..;/b")["answer"], "ambiguous-path");
+
     // A16: trailers reach the instance, those that pretend to be the head's do not.
     let trailing =
         "x-ok: 1\r\nx-forwarded-for: 6.6.6.6\r\natoll-edge: evil\r\nhost: evil\r\ncontent-length: 9\r\n\r\n";

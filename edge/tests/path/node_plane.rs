@@ -46,6 +46,13 @@ impl NodePlane for Plane {
         let certificates = domains.iter().filter_map(|domain| all.get(domain).cloned());
         Ok(Response::new(FetchCertificatesReply { certificates: certificates.collect() }))
     }
+    type FetchBundleStream = tokio_stream::Empty<Result<BundlePiece, Status>>;
+    async fn fetch_bundle(
+        &self,
+        _: Request<FetchBundleRequest>,
+    ) -> Result<Response<Self::FetchBundleStream>, Status> {
+        no()
+    }
     type AttachStream = tokio_stream::Empty<Result<ControlMessage, Status>>;
     async fn attach(
         &self,
