@@ -8,6 +8,7 @@
 mod duration;
 mod error;
 mod expand;
+mod files;
 mod mesh;
 mod section;
 mod service;
@@ -15,6 +16,7 @@ mod service;
 pub use duration::{DURATION_MS_MAX, DurationError, parse_duration_ms};
 pub use error::{ManifestError, PROBLEMS_MAX, Position};
 pub use expand::{VariableError, variables_of};
+pub use files::{FilePattern, FilePatternError};
 pub use mesh::{CALLS_MAX, ENTRIES_MAX, RULES_MAX};
 
 use crate::names::{AppName, RegionName, ServiceName};
@@ -52,8 +54,12 @@ pub struct Manifest {
     pub app: AppName,
     /// Its services, complete: defaults, the app's regions and environment are filled in.
     pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// What travels to the hosts as a service's working directory, for the services that say so. Who deploys
+    /// packs it, and sets [`ServiceSpec::bundle`].
+    pub files: BTreeMap<ServiceName, Vec<FilePattern>>,
     /// The file's name, as errors give it.
     pub file: String,
+    file_positions: BTreeMap<ServiceName, Position>,
     region_positions: BTreeMap<RegionName, (String, Position)>,
     run_positions: BTreeMap<ServiceName, Position>,
 }
@@ -130,6 +136,7 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
         );
     }
     let mut services = BTreeMap::new();
+    let (mut files, mut file_positions) = (BTreeMap::new(), BTreeMap::new());
     let mut run_positions = BTreeMap::new();
     if let Some(section) = section {
         if section.len() > SERVICES_MAX {
@@ -151,14 +158,32 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
             if let Some(run) = table.span_of("run") {
                 run_positions.insert(name.clone(), problems.position(run.start));
             }
-            if let Some(spec) = service::read(&table, &defaults, &siblings, &mut region_positions, problems) {
+            let patterns = files::read(&table, problems);
+            let defaults = match patterns.is_empty() {
+                true => &defaults,
+                // Where the developer's copy of the files lies is no part of what runs.
+                false => &service::Defaults { working_dir: String::new(), ..defaults.clone() },
+            };
+            if let Some(at) = table.span_of("files") {
+                file_positions.insert(name.clone(), problems.position(at.start));
+                files.insert(name.clone(), patterns);
+            }
+            if let Some(spec) = service::read(&table, defaults, &siblings, &mut region_positions, problems) {
                 check_size(&spec, &table, problems);
                 services.insert(name, spec);
             }
         }
         mesh::read_allow(root, &mut services, &siblings, problems);
     }
-    Some(Manifest { app: app?, services, file: problems.file().to_owned(), region_positions, run_positions })
+    Some(Manifest {
+        app: app?,
+        services,
+        files,
+        file: problems.file().to_owned(),
+        file_positions,
+        region_positions,
+        run_positions,
+    })
 }
 
 fn check_version(root: &Section<'_, '_>, problems: &mut Problems<'_>) {
@@ -350,6 +375,14 @@ impl Manifest {
     #[must_use]
     pub fn region_error(&self, region: &RegionName, what: impl Into<String>) -> ManifestError {
         let (key, position) = self.region_positions.get(region).cloned().unwrap_or_default();
+        ManifestError { file: self.file.clone(), position, key, what: what.into() }
+    }
+
+    /// An error about what travels with a service, at its `files`.
+    #[must_use]
+    pub fn files_error(&self, service: &ServiceName, what: impl Into<String>) -> ManifestError {
+        let position = self.file_positions.get(service).copied().unwrap_or_default();
+        let key = format!("service.{service}.files");
         ManifestError { file: self.file.clone(), position, key, what: what.into() }
     }
 

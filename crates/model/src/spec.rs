@@ -106,7 +106,7 @@ pub struct Check {
 pub struct ServiceSpec {
     /// Program and arguments; `$NAME`, `${NAME}` and `$$` are expanded by the host.
     pub run: Vec<String>,
-    /// Working directory, absolute.
+    /// Working directory, absolute. Empty where there is a bundle.
     pub working_dir: String,
     /// Environment added to the instance's.
     pub env: BTreeMap<String, String>,

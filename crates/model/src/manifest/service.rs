@@ -10,14 +10,24 @@ use crate::spec::{Check, CheckKind, Protocol, Scale, ServiceSpec};
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
-const KEYS: &[&str] =
-    &["run", "public", "labels", "env", "regions", "drain", "check", "protocol", "calls", "proxy_env"];
+const KEYS: &[&str] = &[
+    "run",
+    "public",
+    "labels",
+    "env",
+    "regions",
+    "drain",
+    "check",
+    "protocol",
+    "calls",
+    "proxy_env",
+    "files",
+];
 const LATER: &[&str] = &[
     "image",
     "endpoints",
     "discover",
     "where",
-    "files",
     "balance",
     "concurrency",
     "sleep",
@@ -42,7 +52,7 @@ const HOUR_MS: u64 = 3_600_000;
 const DRAIN_DEFAULT_MS: u64 = 30_000;
 
 /// What the app says for all of its services.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Defaults {
     pub(super) working_dir: String,
     pub(super) env: BTreeMap<String, String>,

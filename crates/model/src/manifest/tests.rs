@@ -310,6 +310,29 @@ fn names_that_join_to_too_long_a_label_are_refused() {
 }
 
 #[test]
+fn files_are_patterns_and_hide_where_the_manifest_lies() {
+    let with = |files: &str| LEAST.replacen("public", &format!("files = {files}\npublic"), 1);
+    let text = with("[\"./bin/\", \"*.py\"]");
+    let manifest = parse(&text, "atoll.toml", Path::new("/home/me/app")).unwrap();
+    let web: ServiceName = "web".parse().unwrap();
+    let shown: Vec<String> = manifest.files[&web].iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["bin/", "*.py"]);
+    assert_eq!(manifest.services[&web].working_dir, "");
+    let error = manifest.files_error(&web, "`*.py` matches nothing").to_string();
+    assert!(error.ends_with(": service.web.files: `*.py` matches nothing"), "{error}");
+    for (wrong, what) in [
+        ("\"bin/\"", "`files` is a list"),
+        ("[]", "`files` is empty"),
+        ("[\"../x\"]", "can't leave the manifest's folder"),
+        ("[\"/etc/\"]", "can't start with `/`"),
+        ("[1]", "expected a string"),
+    ] {
+        let errors = parse(&with(wrong), "atoll.toml", Path::new("/x")).unwrap_err();
+        assert!(errors[0].to_string().contains(what), "{}", errors[0]);
+    }
+}
+
+#[test]
 fn hostile_files_are_refused_quickly_and_with_few_words() {
     let big = format!("{LEAST}#{}", "x".repeat(MANIFEST_BYTES_MAX));
     assert!(errors(&big)[0].contains("at most 1 MiB"));
