@@ -57,6 +57,8 @@ pub struct ControlMetrics {
     pub held: Gauge,
     /// Nodes with an open line.
     pub attached: Gauge,
+    /// Services that the reconciler looked at. Grows with what changes, not with what there is.
+    pub services_looked_at: Counter,
 }
 
 impl ControlMetrics {
@@ -76,6 +78,8 @@ impl ControlMetrics {
             placements: metrics.gauge("atoll_control_placements", "Instances placed"),
             held: metrics.gauge("atoll_control_removals_held", "Removals held back until confirmed"),
             attached: metrics.gauge("atoll_control_nodes_attached", "Nodes with an open line to control"),
+            services_looked_at: metrics
+                .counter("atoll_control_services_looked_at", "Services that the reconciler looked at"),
         }
     }
 }

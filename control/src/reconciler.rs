@@ -9,6 +9,8 @@ pub mod plan;
 pub mod progress;
 mod run;
 pub mod verdict;
+mod view;
+mod wishes;
 
 pub use run::Reconciler;
 

@@ -228,6 +228,12 @@ impl Store {
         values.iter().filter_map(|bytes| decode(bytes)).collect()
     }
 
+    /// The tails of their keys.
+    #[must_use]
+    pub fn filed_tails<T: Stored>(&self, prefix: &str) -> Vec<String> {
+        self.image().filed::<T>(prefix).map(|key| key[T::KIND.len() + 1..].to_owned()).collect()
+    }
+
     /// The newest revision, and the keys of the objects that changed since an earlier one; nothing when that
     /// is too long ago. Desired records are left out.
     #[must_use]

@@ -6,7 +6,7 @@ use atoll_model::{InstanceId, NodeName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Notes of what was seen. Lost with the process; bounded by the number of placements.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     /// When it first looked: what happened before, it did not see.
     started_ms: Option<u64>,
@@ -15,37 +15,47 @@ pub struct Memory {
     exits: BTreeMap<InstanceId, Exits>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Exits {
     last_at_ms: u64,
     count: u32,
 }
 
 impl Memory {
-    /// Takes note of `world` at `now_ms`, for what is placed.
-    pub fn observe<'a>(
+    /// Takes note of which of the hosts are alive; returns those of which that has changed.
+    pub fn observe_hosts<'a>(
         &mut self,
         now_ms: u64,
         world: &World,
-        placements: impl Iterator<Item = &'a Placement> + Clone,
-    ) {
+        hosts: impl Iterator<Item = &'a NodeName>,
+    ) -> Vec<NodeName> {
         self.started_ms.get_or_insert(now_ms);
-        let placed: BTreeSet<&InstanceId> = placements.clone().map(|placement| &placement.instance).collect();
-        let hosts: BTreeSet<&NodeName> = placements.clone().map(|placement| &placement.host).collect();
-        self.dead_since.retain(|host, _| hosts.contains(host) && !world.is_alive(host));
+        let hosts: BTreeSet<&NodeName> = hosts.collect();
+        let mut changed = Vec::new();
+        self.dead_since.retain(|host, _| {
+            let dead = hosts.contains(host) && !world.is_alive(host);
+            if !dead {
+                changed.push(host.clone());
+            }
+            dead
+        });
         for host in hosts {
-            if !world.is_alive(host) {
-                self.dead_since.entry(host.clone()).or_insert(now_ms);
+            if !world.is_alive(host) && !self.dead_since.contains_key(host) {
+                self.dead_since.insert(host.clone(), now_ms);
+                changed.push(host.clone());
             }
         }
-        self.healthy_since.retain(|id, _| placed.contains(id));
-        self.exits.retain(|id, _| placed.contains(id));
-        for placement in placements {
-            self.observe_instance(now_ms, world, placement);
-        }
+        changed
     }
 
-    fn observe_instance(&mut self, now_ms: u64, world: &World, placement: &Placement) {
+    /// An instance's placement is gone.
+    pub fn forget(&mut self, id: &InstanceId) {
+        self.healthy_since.remove(id);
+        self.exits.remove(id);
+    }
+
+    /// Takes note of an instance, after its host; to be called when what the world says of either has changed.
+    pub fn observe_instance(&mut self, now_ms: u64, world: &World, placement: &Placement) {
         let id = &placement.instance;
         let seen = world.instances.get(id);
         let healthy =
@@ -128,9 +138,9 @@ mod tests {
             [(11 * hour_ms + 5_000, hour_ms as i64), (9 * hour_ms + 5_000, -(hour_ms as i64))]
         {
             let mut memory = Memory::default();
-            memory.observe(10 * hour_ms, &World::default(), std::iter::once(&placement));
+            memory.observe_hosts(10 * hour_ms, &World::default(), std::iter::once(&placement.host));
             memory.clock_was_set(now_ms, by_ms);
-            memory.observe(now_ms, &World::default(), std::iter::once(&placement));
+            memory.observe_hosts(now_ms, &World::default(), std::iter::once(&placement.host));
             assert_eq!(memory.dead_for(&placement.host, now_ms), Some(5_000));
             assert_eq!(memory.watched_for(placement.placed_ms, now_ms), 0);
         }

@@ -12,7 +12,7 @@ use atoll_model::{ClusterName, NodeName, RegionName, RevisionId, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A service as the store wants it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// The service.
     pub cluster: ClusterName,
@@ -25,7 +25,7 @@ pub struct Wanted {
 }
 
 /// What is to run of a service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The revision.
     pub revision: RevisionId,
@@ -34,7 +34,7 @@ pub struct Target {
 }
 
 /// A placement, with what the plan needs of its revision.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     /// It.
     pub placement: Placement,
@@ -89,14 +89,40 @@ pub struct Situation<'a> {
     pub now_ms: u64,
 }
 
-/// The next steps for all services.
+/// The next steps for some services; `load` is of all that are placed.
 #[must_use]
-pub fn plan(wanted: &[Wanted], situation: &Situation<'_>) -> Vec<Action> {
-    let mut load = Load::of(wanted);
-    wanted.iter().flat_map(|service| plan_service(service, situation, &mut load)).collect()
+pub fn plan<'a>(
+    wanted: impl IntoIterator<Item = &'a Wanted>,
+    load: &Load,
+    situation: &Situation<'_>,
+) -> Vec<Action> {
+    let mut load = Planned { now: load, more: Load::default() };
+    wanted.into_iter().flat_map(|service| plan_service(service, situation, &mut load)).collect()
 }
 
-fn plan_service(service: &Wanted, situation: &Situation<'_>, load: &mut Load) -> Vec<Action> {
+/// Whether a service has what it is to have, so that nothing is to be done until something changes.
+#[must_use]
+pub fn is_at_rest(service: &Wanted, situation: &Situation<'_>) -> bool {
+    let Some(target) = &service.target else { return service.placed.is_empty() };
+    let mut placed: BTreeMap<&RegionName, u32> = BTreeMap::new();
+    for Placed { placement, .. } in &service.placed {
+        let stays = placement.state == PlacementState::Run
+            && placement.revision == target.revision
+            && situation.is_settled(placement)
+            && situation.world.is_alive(&placement.host)
+            && situation.memory.dead_for(&placement.host, situation.now_ms).is_none()
+            && !situation.removed_nodes.contains(&placement.host)
+            && !situation.drained_nodes.contains(&placement.host);
+        if !stays {
+            return false;
+        }
+        *placed.entry(&placement.region).or_default() += 1;
+    }
+    let wanted = target.regions.iter().filter(|(_, want)| **want > 0).map(|(region, want)| (region, *want));
+    wanted.eq(placed)
+}
+
+fn plan_service(service: &Wanted, situation: &Situation<'_>, load: &mut Planned<'_>) -> Vec<Action> {
     let none = BTreeMap::new();
     let regions = service.target.as_ref().map_or(&none, |target| &target.regions);
     let all: BTreeSet<&RegionName> =
@@ -145,10 +171,12 @@ impl<'a> InRegion<'a> {
             let placement = &placed.placement;
             let healthy = situation.memory.is_healthy(&placement.instance);
             // Without another host to go to, it waits for its own to come back.
-            let replaceable = want == 0
-                || situation.removed_nodes.contains(&placement.host)
-                || situation.hosts(region).any(|host| *host != placement.host);
-            if situation.is_gone(&placement.host) && replaceable {
+            let replaceable = || {
+                want == 0
+                    || situation.removed_nodes.contains(&placement.host)
+                    || situation.hosts(region).any(|host| *host != placement.host)
+            };
+            if situation.is_gone(&placement.host) && replaceable() {
                 here.over.push((placement, "its host is gone"));
             } else if placement.state == PlacementState::Drain {
                 match situation.drained(placed) {
@@ -190,7 +218,7 @@ impl<'a> InRegion<'a> {
         region: &RegionName,
         want: usize,
         situation: &Situation<'_>,
-        load: &mut Load,
+        load: &mut Planned<'_>,
         actions: &mut Vec<Action>,
     ) {
         let missing = want.saturating_sub(self.new.len());
@@ -203,7 +231,7 @@ impl<'a> InRegion<'a> {
             let hosts = situation.hosts(region);
             let rank = |host: &&NodeName| load.rank(&service.cluster, &target.revision, host);
             let Some(host) = hosts.min_by_key(rank) else { return };
-            load.add(&service.cluster, &target.revision, host);
+            load.more.add(&service.cluster, &target.revision, host);
             actions.push(Action::Place {
                 cluster: service.cluster.clone(),
                 revision: target.revision.clone(),
@@ -266,7 +294,10 @@ impl Situation<'_> {
     /// Live hosts of a region that an operator has drained.
     pub(super) fn drained_hosts(&self, region: &RegionName) -> impl Iterator<Item = &NodeName> {
         let here = move |(name, seen): &(&NodeName, &NodeSeen)| {
-            seen.region == *region && seen.alive && seen.roles.has(Role::Host) && self.drained_nodes.contains(*name)
+            seen.region == *region
+                && seen.alive
+                && seen.roles.has(Role::Host)
+                && self.drained_nodes.contains(*name)
         };
         self.world.nodes.iter().filter(here).map(|(name, _)| name)
     }
@@ -302,15 +333,20 @@ impl Situation<'_> {
 }
 
 /// How many instances each host has, so that they spread.
-#[derive(Debug, Default)]
-struct Load {
-    of_revision: BTreeMap<(RevisionId, NodeName), usize>,
-    of_service: BTreeMap<(ClusterName, NodeName), usize>,
-    of_host: BTreeMap<NodeName, usize>,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Load(BTreeMap<NodeName, OnHost>);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct OnHost {
+    all: usize,
+    of_service: BTreeMap<ClusterName, usize>,
+    of_revision: BTreeMap<RevisionId, usize>,
 }
 
 impl Load {
-    fn of(wanted: &[Wanted]) -> Self {
+    /// Of all that is placed.
+    #[must_use]
+    pub fn of<'a>(wanted: impl IntoIterator<Item = &'a Wanted>) -> Self {
         let mut load = Self::default();
         for service in wanted {
             for placed in &service.placed {
@@ -320,17 +356,62 @@ impl Load {
         load
     }
 
-    fn add(&mut self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) {
-        *self.of_revision.entry((revision.clone(), host.clone())).or_default() += 1;
-        *self.of_service.entry((cluster.clone(), host.clone())).or_default() += 1;
-        *self.of_host.entry(host.clone()).or_default() += 1;
+    /// One more.
+    pub fn add(&mut self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) {
+        let host = self.0.entry(host.clone()).or_default();
+        host.all += 1;
+        *host.of_service.entry(cluster.clone()).or_default() += 1;
+        *host.of_revision.entry(revision.clone()).or_default() += 1;
+    }
+
+    /// One fewer.
+    pub fn remove(&mut self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) {
+        let Some(on) = self.0.get_mut(host) else { return };
+        on.all -= 1;
+        one_fewer(&mut on.of_service, cluster);
+        one_fewer(&mut on.of_revision, revision);
+        if on.all == 0 {
+            self.0.remove(host);
+        }
+    }
+
+    /// Hosts that have any.
+    pub fn hosts(&self) -> impl Iterator<Item = &NodeName> + Clone {
+        self.0.keys()
+    }
+
+    /// The services that a host has instances of.
+    pub fn services_on(&self, host: &NodeName) -> impl Iterator<Item = &ClusterName> {
+        self.0.get(host).into_iter().flat_map(|on| on.of_service.keys())
     }
 
     /// Least first. The revision comes first: the old one's instances are about to go.
-    fn rank(&self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) -> (usize, usize, usize) {
-        let of_revision = self.of_revision.get(&(revision.clone(), host.clone()));
-        let of_service = self.of_service.get(&(cluster.clone(), host.clone()));
+    fn rank(&self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) -> [usize; 3] {
+        let Some(on) = self.0.get(host) else { return [0; 3] };
         let count = |found: Option<&usize>| found.copied().unwrap_or(0);
-        (count(of_revision), count(of_service), count(self.of_host.get(host)))
+        [count(on.of_revision.get(revision)), count(on.of_service.get(cluster)), on.all]
+    }
+}
+
+fn one_fewer<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// The load as it will be.
+#[derive(Debug)]
+struct Planned<'a> {
+    now: &'a Load,
+    more: Load,
+}
+
+impl Planned<'_> {
+    fn rank(&self, cluster: &ClusterName, revision: &RevisionId, host: &NodeName) -> [usize; 3] {
+        let (now, more) = (self.now.rank(cluster, revision, host), self.more.rank(cluster, revision, host));
+        std::array::from_fn(|i| now[i] + more[i])
     }
 }

@@ -1,15 +1,16 @@
 //! The loop: looks when something changed, decides, writes, looks again.
 
-use super::memory::Memory;
-use super::plan::{Action, Placed, Situation, Target, Wanted, plan};
+use super::plan::{Action, Situation};
 use super::progress::{DeployStatus, EdgeStatus, Progresses};
 use super::verdict::{Verdict, judge, progress};
-use crate::apps::{self, Context, drains, records};
+use super::view::View;
+use super::wishes::Wishes;
+use crate::apps::{self, Context, records};
 use crate::attach::Attached;
 use crate::config::{Config, Timing};
 use crate::metrics::ControlMetrics;
 use crate::store::objects::{
-    App, Cause, Deploy, DeployState, Domain, Node, Placement, PlacementState, Revision, Service,
+    Cause, Deploy, DeployState, Domain, Placement, PlacementState, Revision, Service,
 };
 use crate::store::{Change, Store, StoreError};
 use crate::world::World;
@@ -21,6 +22,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
+/// Steps of deploys, and of instances, that one look writes: a change of the store holds up all others.
+const STEPS_MAX: usize = 64;
+const ACTIONS_MAX: usize = 256;
 /// How often it looks while something is under way, and else.
 const BUSY_TICK: Duration = Duration::from_millis(150);
 const IDLE_TICK: Duration = Duration::from_secs(1);
@@ -56,17 +60,6 @@ pub struct Reconciler {
     pub metrics: ControlMetrics,
 }
 
-/// What the store wants, read again when it changed.
-#[derive(Debug, Default)]
-struct Wishes {
-    revision: Option<u64>,
-    wanted: Vec<Wanted>,
-    deploys: Vec<Deploy>,
-    domains: Vec<Domain>,
-    removed_nodes: BTreeSet<NodeName>,
-    drained_nodes: BTreeSet<NodeName>,
-}
-
 /// Notices that the wall clock was set: stored times are by it, and waits are not to be.
 #[derive(Debug, Default)]
 struct Clock {
@@ -98,8 +91,7 @@ impl Reconciler {
     pub async fn run(mut self, drain: Drain) {
         let mut revisions = self.store.revisions();
         let mut clock = Clock::default();
-        let mut memory = Memory::default();
-        let mut wishes = Wishes::default();
+        let mut view = View::default();
         let mut edges = Edges::new();
         // What gossip kept and what nodes say now has to arrive first.
         let warm_up = Duration::from_millis(self.config.timing.warm_up_ms);
@@ -110,9 +102,9 @@ impl Reconciler {
         loop {
             revisions.mark_unchanged();
             self.world.mark_unchanged();
-            let wait = match self.look(&mut clock, &mut memory, &mut wishes, &mut edges).await {
+            let wait = match self.look(&mut clock, &mut view, &mut edges).await {
                 Ok(true) => PAUSE,
-                Ok(false) if wishes.is_busy() => BUSY_TICK,
+                Ok(false) if view.wishes.is_busy() => BUSY_TICK,
                 Ok(false) => IDLE_TICK,
                 Err(error) => {
                     self.metrics.store_errors.inc();
@@ -136,33 +128,34 @@ impl Reconciler {
     async fn look(
         &mut self,
         clock: &mut Clock,
-        memory: &mut Memory,
-        wishes: &mut Wishes,
+        view: &mut View,
         edges: &mut Edges,
     ) -> Result<bool, StoreError> {
         let now_ms = unix_ms();
         if let Some(by_ms) = clock.set_by(now_ms) {
             tracing::warn!(by_ms, "the wall clock was set: deadlines are counted anew");
-            memory.clock_was_set(now_ms, by_ms);
+            view.memory.clock_was_set(now_ms, by_ms);
         }
-        wishes.refresh(&self.store);
         while let Ok((deploy, answers)) = edges.receiver.try_recv() {
             edges.take(deploy, answers);
         }
         let world = self.world.borrow().clone();
-        memory.observe(now_ms, &world, wishes.placements());
+        view.update(now_ms, &self.store, world);
         let timing: &Timing = &self.config.timing;
-        let (removed_nodes, drained_nodes) = (&wishes.removed_nodes, &wishes.drained_nodes);
-        let situation = Situation { world: &world, memory, removed_nodes, drained_nodes, timing, now_ms };
-        self.report(wishes, &situation, edges);
-        let steps = self.steps(wishes, &situation, edges);
-        let actions = if steps.is_empty() { plan(&wishes.wanted, &situation) } else { Vec::new() };
-        self.metrics.revision.set(wishes.revision.unwrap_or(0).try_into().unwrap_or(i64::MAX));
-        self.metrics.placements.set(wishes.placements().count().try_into().unwrap_or(i64::MAX));
+        let situation = view.situation(timing, now_ms);
+        self.report(&view.wishes, &situation, edges);
+        let mut steps = self.steps(&view.wishes, &situation, edges);
+        let mut actions = if steps.is_empty() { view.plan(timing, now_ms) } else { Vec::new() };
+        self.metrics.services_looked_at.inc_by(view.looked_at as u64);
+        self.metrics.revision.set(view.wishes.revision.unwrap_or(0).try_into().unwrap_or(i64::MAX));
+        self.metrics.placements.set(view.wishes.instances.len().try_into().unwrap_or(i64::MAX));
         self.metrics.attached.set(self.attached.len().try_into().unwrap_or(i64::MAX));
         if steps.is_empty() && actions.is_empty() {
             return Ok(false);
         }
+        // The next look decides on the rest.
+        steps.truncate(STEPS_MAX);
+        actions.truncate(ACTIONS_MAX);
         let failed = steps.iter().filter(|step| matches!(step, Step::Fail(..))).count();
         let context = Context { now_ms, ..self.context.clone() };
         self.store.change(move |change| apply(change, &context, steps, actions)).await?;
@@ -173,27 +166,28 @@ impl Reconciler {
     fn steps(&self, wishes: &Wishes, situation: &Situation<'_>, edges: &mut Edges) -> Vec<Step> {
         edges.forget_all_but(&wishes.deploys);
         let of = |deploy: &Deploy| match deploy.state {
-            DeployState::Running => match judge(deploy, &wishes.wanted, situation) {
+            DeployState::Running => match judge(deploy, &wishes.services_of(deploy), situation) {
                 Verdict::Failed(cause) => Some(Step::Fail(deploy.org.clone(), deploy.id.clone(), cause)),
-                Verdict::Settled if deploy.delete => Some(Step::Finish(deploy.org.clone(), deploy.id.clone())),
+                Verdict::Settled if deploy.delete => {
+                    Some(Step::Finish(deploy.org.clone(), deploy.id.clone()))
+                }
                 Verdict::Settled => Some(Step::Promote(deploy.org.clone(), deploy.id.clone())),
                 Verdict::Underway => None,
             },
-            DeployState::Serving => self.serving(deploy, wishes, situation, edges),
+            DeployState::Serving => self.serving(deploy, situation, edges),
             DeployState::Done | DeployState::RolledBack | DeployState::Failed => None,
         };
-        wishes.deploys.iter().filter_map(of).collect()
+        wishes.deploys.values().filter_map(of).collect()
     }
 
     /// Whether every live edge serves a deploy; asks those that did not say so yet.
     fn serving(
         &self,
         deploy: &Deploy,
-        wishes: &Wishes,
         situation: &Situation<'_>,
         edges: &mut Edges,
     ) -> Option<Step> {
-        let domains: Vec<String> = wishes.domains_of(deploy).map(|domain| domain.domain.clone()).collect();
+        let domains = self.domains_of(deploy);
         let alive: BTreeSet<NodeName> =
             situation.world.alive_with(Role::Edge).map(|(name, _)| name.clone()).collect();
         let said = edges.said.entry(deploy.id.clone()).or_default();
@@ -211,30 +205,46 @@ impl Reconciler {
                 format!("{edge}: {detail}")
             });
             let message = format!("not every edge serves it: {}", why.collect::<Vec<_>>().join("; "));
-            return Some(Step::Fail(deploy.org.clone(), deploy.id.clone(), Cause { message, ..Cause::default() }));
+            return Some(Step::Fail(
+                deploy.org.clone(),
+                deploy.id.clone(),
+                Cause { message, ..Cause::default() },
+            ));
         }
         edges.ask(&self.attached, deploy, domains, missing);
         None
     }
 
     fn report(&self, wishes: &Wishes, situation: &Situation<'_>, edges: &Edges) {
-        for deploy in &wishes.deploys {
-            let urls = wishes.domains_of(deploy).map(|domain| self.config.url(&domain.domain)).collect();
+        for deploy in wishes.deploys.values() {
+            let urls = self.domains_of(deploy).iter().map(|domain| self.config.url(domain)).collect();
             self.progresses.report(DeployStatus {
-                regions: progress(deploy, &wishes.wanted, situation),
+                regions: progress(deploy, &wishes.services_of(deploy), situation),
                 edges: edges.said.get(&deploy.id).cloned().unwrap_or_default(),
                 ..DeployStatus::of(deploy, urls)
             });
         }
         for id in self.progresses.ids() {
-            if !wishes.deploys.iter().any(|deploy| deploy.id == id) {
-                let stored = self.store.list::<Deploy>("").into_iter().find(|deploy| deploy.id == id);
+            if !wishes.deploys.contains_key(&id) {
+                let stored = self.stored_deploy(&id);
                 // One that was accepted since we looked is for the next look.
                 if stored.as_ref().is_none_or(|deploy| deploy.state.is_final()) {
                     self.progresses.end(&id, stored.as_ref());
                 }
             }
         }
+    }
+
+    /// A deploy of any organization. Looks at keys alone, once for each deploy that has begun or ended.
+    fn stored_deploy(&self, id: &ObjectId) -> Option<Deploy> {
+        let tails = self.store.tails::<Deploy>("");
+        let tail = tails.iter().find(|tail| tail.rsplit('/').next() == Some(id.as_str()))?;
+        self.store.get(tail)
+    }
+
+    fn domains_of(&self, deploy: &Deploy) -> Vec<String> {
+        let tails = self.store.filed_tails::<Domain>(&format!("{}/{}/", deploy.org, deploy.app));
+        tails.iter().filter_map(|tail| Some(tail.split_once('/')?.1.to_owned())).collect()
     }
 }
 
@@ -290,72 +300,6 @@ fn act(change: &mut Change<'_>, context: &Context, action: Action) -> Result<(),
     }
 }
 
-impl Wishes {
-    fn refresh(&mut self, store: &Store) {
-        let revision = *store.revisions().borrow();
-        if self.revision == Some(revision) {
-            return;
-        }
-        let revisions: BTreeMap<_, _> =
-            store.list::<Revision>("").into_iter().map(|revision| (revision.id.clone(), revision)).collect();
-        let mut placed: BTreeMap<_, Vec<Placed>> = BTreeMap::new();
-        for placement in store.list::<Placement>("") {
-            let drain_ms = revisions.get(&placement.revision).map_or(0, |revision| revision.spec.drain_ms);
-            placed.entry(placement.cluster.clone()).or_default().push(Placed { placement, drain_ms });
-        }
-        let wanted = |service: Service| {
-            let target = service.target.as_ref().and_then(|id| revisions.get(id)).map(|revision| Target {
-                revision: revision.id.clone(),
-                regions: revision
-                    .spec
-                    .regions
-                    .iter()
-                    .map(|(name, scale)| (name.clone(), service.wanted(name, *scale)))
-                    .collect(),
-            });
-            let failed =
-                revisions.values().filter(|revision| revision.failed && revision.cluster == service.cluster);
-            Wanted {
-                condemned: failed.map(|revision| revision.id.clone()).collect(),
-                placed: placed.remove(&service.cluster).unwrap_or_default(),
-                cluster: service.cluster,
-                target,
-            }
-        };
-        let latest: BTreeSet<ObjectId> = store.list::<App>("").into_iter().map(|app| app.deploy).collect();
-        *self = Self {
-            revision: Some(revision),
-            wanted: store.list::<Service>("").into_iter().map(wanted).collect(),
-            deploys: store
-                .list::<Deploy>("")
-                .into_iter()
-                .filter(|deploy| !deploy.state.is_final() && latest.contains(&deploy.id))
-                .collect(),
-            domains: store.list::<Domain>(""),
-            removed_nodes: store
-                .list::<Node>("")
-                .into_iter()
-                .filter(|node| node.removed)
-                .map(|node| node.name)
-                .collect(),
-            drained_nodes: drains::drained_nodes(store).into_keys().collect(),
-        };
-    }
-
-    fn placements(&self) -> impl Iterator<Item = &Placement> + Clone {
-        self.wanted.iter().flat_map(|service| service.placed.iter().map(|placed| &placed.placement))
-    }
-
-    fn domains_of(&self, deploy: &Deploy) -> impl Iterator<Item = &Domain> {
-        self.domains.iter().filter(|domain| domain.org == deploy.org && domain.cluster.app == deploy.app)
-    }
-
-    fn is_busy(&self) -> bool {
-        !self.deploys.is_empty()
-            || self.placements().any(|placement| placement.state == PlacementState::Drain)
-    }
-}
-
 /// Questions to edges, and what they said.
 #[derive(Debug)]
 struct Edges {
@@ -376,8 +320,8 @@ impl Edges {
         self.said.entry(deploy).or_default().extend(answers);
     }
 
-    fn forget_all_but(&mut self, deploys: &[Deploy]) {
-        self.said.retain(|id, _| deploys.iter().any(|deploy| deploy.id == *id));
+    fn forget_all_but(&mut self, deploys: &BTreeMap<ObjectId, Deploy>) {
+        self.said.retain(|id, _| deploys.contains_key(id));
     }
 
     /// Asks once, unless answers are still on their way.

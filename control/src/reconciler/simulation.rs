@@ -3,7 +3,7 @@
 //! A platform in virtual time, for tests: hosts that start what they are told, in their own way.
 
 use super::memory::Memory;
-use super::plan::{Action, Placed, Situation, Target, Wanted, plan};
+use super::plan::{Action, Load, Placed, Situation, Target, Wanted, is_at_rest, plan};
 use super::verdict::{Verdict, judge};
 use crate::config::Timing;
 use crate::store::objects::{Deploy, DeployState, Placement, PlacementState, ServiceChange};
@@ -104,10 +104,16 @@ impl Simulation {
     pub(super) fn step(&mut self) {
         self.now_ms += STEP_MS;
         self.run_hosts();
-        self.memory.observe(self.now_ms, &self.world, self.placements.values());
+        let hosts = self.placements.values().map(|placement| &placement.host);
+        self.memory.observe_hosts(self.now_ms, &self.world, hosts);
+        for placement in self.placements.values() {
+            self.memory.observe_instance(self.now_ms, &self.world, placement);
+        }
         let wanted = [self.wanted()];
         let none = BTreeSet::new();
-        let actions = plan(&wanted, &self.situation(&none));
+        let situation = self.situation(&none);
+        let actions = plan(&wanted, &Load::of(&wanted), &situation);
+        assert!(actions.is_empty() || !is_at_rest(&wanted[0], &situation), "{actions:?}");
         for action in actions {
             self.act(action);
         }
@@ -144,7 +150,7 @@ impl Simulation {
             by: "test".into(),
             scale_before: BTreeMap::new(),
         };
-        judge(&deploy, &[self.wanted()], &self.situation(&BTreeSet::new()))
+        judge(&deploy, &[&self.wanted()], &self.situation(&BTreeSet::new()))
     }
 
     /// Steps until `done`; panics after `limit_ms` of virtual time.
@@ -211,6 +217,7 @@ impl Simulation {
                     format!("remove {} {}: {why}", placement.region, placement.revision),
                 ));
                 self.placements.remove(&placement.instance);
+                self.memory.forget(&placement.instance);
             }
         }
     }

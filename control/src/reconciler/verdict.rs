@@ -43,7 +43,7 @@ pub type Regions = BTreeMap<RegionName, BTreeMap<ServiceName, Counts>>;
 
 /// Judges a deploy. `wanted` holds at least the services that it changes.
 #[must_use]
-pub fn judge(deploy: &Deploy, wanted: &[Wanted], situation: &Situation<'_>) -> Verdict {
+pub fn judge(deploy: &Deploy, wanted: &[&Wanted], situation: &Situation<'_>) -> Verdict {
     for service in changed(deploy, wanted) {
         if let Some(cause) = failure(deploy, service, situation) {
             return Verdict::Failed(cause);
@@ -57,7 +57,7 @@ pub fn judge(deploy: &Deploy, wanted: &[Wanted], situation: &Situation<'_>) -> V
 
 /// Counts for people.
 #[must_use]
-pub fn progress(deploy: &Deploy, wanted: &[Wanted], situation: &Situation<'_>) -> Regions {
+pub fn progress(deploy: &Deploy, wanted: &[&Wanted], situation: &Situation<'_>) -> Regions {
     let mut regions = Regions::new();
     for service in changed(deploy, wanted) {
         let name = &service.cluster.service;
@@ -92,8 +92,8 @@ fn count(counts: &mut Counts, service: &Wanted, placement: &Placement, situation
     }
 }
 
-fn changed<'a>(deploy: &'a Deploy, wanted: &'a [Wanted]) -> impl Iterator<Item = &'a Wanted> {
-    wanted.iter().filter(|service| {
+fn changed<'a>(deploy: &'a Deploy, wanted: &[&'a Wanted]) -> impl Iterator<Item = &'a Wanted> {
+    wanted.iter().copied().filter(|service| {
         service.cluster.org == deploy.org
             && service.cluster.app == deploy.app
             // What a deploy leaves out stays as it is until the rest has settled.
@@ -204,11 +204,11 @@ fn homeless(deploy: &Deploy, service: &Wanted, situation: &Situation<'_>) -> Opt
     }
     let target = service.target.as_ref()?;
     let region = target.regions.iter().find_map(|(region, want)| {
-        let of_target = |placement: &&Placement| {
-            placement.region == *region && placement.revision == target.revision
-        };
+        let of_target =
+            |placement: &&Placement| placement.region == *region && placement.revision == target.revision;
         let placed = service.placed.iter().map(|placed| &placed.placement).filter(of_target).count();
-        let needed = if only_scales(deploy, service) { *want as usize } else { want.min(&1).to_owned() as usize };
+        let needed =
+            if only_scales(deploy, service) { *want as usize } else { want.min(&1).to_owned() as usize };
         (placed < needed).then_some(region)
     })?;
     let drained: Vec<&str> = situation.drained_hosts(region).map(NodeName::as_str).collect();
