@@ -4,6 +4,7 @@
 //! [`Gateway::bind`] takes the socket; [`Bound::run`] serves until the drain is over.
 
 mod config;
+mod counts;
 mod explain;
 mod gateway;
 mod records;

@@ -105,12 +105,27 @@ impl Handler for TunnelConnection {
 impl TunnelConnection {
     async fn serve(&self, exchange: Exchange, tries: &Tries) -> Result<Response<Body>, InternalAnswer> {
         let started = exchange.started;
-        let shared = &self.worker.shared;
         let cluster = self.authorize(exchange.request.headers())?;
+        let answered = self.pass_on(exchange, &cluster, tries).await;
+        let status = match &answered {
+            Ok(response) => response.status().as_u16(),
+            Err(made) => made.reason.status(),
+        };
+        cluster.counts.answered(started.elapsed(), status >= 500);
+        answered
+    }
+
+    async fn pass_on(
+        &self,
+        exchange: Exchange,
+        cluster: &Arc<Cluster>,
+        tries: &Tries,
+    ) -> Result<Response<Body>, InternalAnswer> {
+        let (started, shared) = (exchange.started, &self.worker.shared);
         let admission = shared.admissions.take().ok_or(unsent(Reason::GatewayFull))?;
-        let in_flight = InFlight::new(&cluster);
+        let in_flight = InFlight::new(cluster);
         self.note_use(&cluster.to.text);
-        let outgoing = self.prepare(exchange, &cluster);
+        let outgoing = self.prepare(exchange, cluster);
         let endpoints = || shared.views.load().endpoints.get(&cluster.to.text).cloned();
         let answered = forward(&self.worker.sidecars, endpoints, &outgoing, tries).await?;
         Ok(self.finish(answered, tries, started).map(|body| body.holding((admission, in_flight))))

@@ -2,8 +2,11 @@
 
 use crate::gateway::Shared;
 use crate::summaries::healthy;
+use crate::views::Cluster;
 use atoll_routing::endpoint::State;
+use atoll_wire::node::ClusterStats;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Answers questions about a running gateway, from any thread. Clones share it.
 #[derive(Debug, Clone)]
@@ -36,6 +39,25 @@ impl Serving {
     #[must_use]
     pub fn apply_errors(&self) -> Vec<(String, String)> {
         self.shared.apply_errors.load().to_vec()
+    }
+
+    /// What was counted of each cluster that was asked for.
+    #[must_use]
+    pub fn counts(&self) -> Vec<ClusterStats> {
+        let snapshot = self.shared.views.load();
+        let of_cluster = |(name, cluster): (&str, &Arc<Cluster>)| {
+            let latency = cluster.counts.latency();
+            let requests = latency.iter().sum();
+            let in_flight = cluster.in_flight.load(Ordering::Relaxed);
+            (requests > 0 || in_flight > 0).then(|| ClusterStats {
+                cluster: name.to_owned(),
+                requests,
+                failures: cluster.counts.failures(),
+                in_flight,
+                latency,
+            })
+        };
+        snapshot.clusters.iter().filter_map(of_cluster).collect()
     }
 
     /// What the gateway knows, for `/state`.

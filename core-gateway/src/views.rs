@@ -1,5 +1,6 @@
 //! What the gateway knows from gossip, as one snapshot that data-path workers load once a request.
 
+use crate::counts::Counts;
 use arc_swap::ArcSwap;
 use atoll_gossip::{Entry, Owner};
 use atoll_model::{ClusterName, Kind, NodeName};
@@ -25,6 +26,8 @@ pub(crate) struct Cluster {
     pub(crate) to: Arc<Destination>,
     /// Requests of edges in flight to it, over all workers. Kept when the policy changes.
     pub(crate) in_flight: Arc<AtomicU32>,
+    /// Kept when the policy changes.
+    pub(crate) counts: Arc<Counts>,
 }
 
 /// Everything that a request is decided by. A clone costs a few reference counts.
@@ -153,10 +156,11 @@ impl ViewWriter {
             0 => RESPONSE_TIMEOUT_DEFAULT,
             ms => Duration::from_millis(ms).min(RESPONSE_TIMEOUT_MAX),
         };
-        let in_flight = self.working.clusters.get(&entry.key).map(|old| Arc::clone(&old.in_flight));
-        let in_flight = in_flight.unwrap_or_default();
+        let old = self.working.clusters.get(&entry.key);
+        let in_flight = old.map(|old| Arc::clone(&old.in_flight)).unwrap_or_default();
+        let counts = old.map(|old| Arc::clone(&old.counts)).unwrap_or_default();
         let to = Arc::new(Destination::new(cluster_name(&entry.key)?, response_timeout));
-        let cluster = Cluster { public: body.public, to, in_flight };
+        let cluster = Cluster { public: body.public, to, in_flight, counts };
         self.working.clusters.insert(&entry.key, Arc::new(cluster));
         Ok(())
     }
