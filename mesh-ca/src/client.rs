@@ -77,4 +77,26 @@ mod tests {
             at.iter().map(|start| at.iter().filter(|t| (*start..start + 600_000).contains(t)).count()).max();
         assert!(busiest < Some(100), "{busiest:?}");
     }
+
+    /// Control comes back after a time in which every certificate came due: all try, and not at once.
+    #[test]
+    fn renewals_that_waited_for_control_come_back_spread() {
+        let (hour, left) = (3_600_000, Duration::from_secs(12 * 3600));
+        let next_try = |node: u64| {
+            let mut random = node.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (mut at_ms, mut failures) = (0, 0);
+            while at_ms < hour {
+                failures += 1;
+                random =
+                    random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                at_ms += retry_after(failures, left, random >> 33).as_millis() as u64;
+            }
+            at_ms
+        };
+        let at: Vec<u64> = (0..1000).map(next_try).collect();
+        let within = |from: u64| at.iter().filter(|t| (from..from + 10_000).contains(*t)).count();
+        let busiest = at.iter().map(|from| within(*from)).max();
+        assert!(busiest < Some(100), "no ten seconds see a tenth of them: {busiest:?}");
+        assert!(at.iter().all(|t| *t <= hour + 300_000), "and none waits longer than five minutes");
+    }
 }

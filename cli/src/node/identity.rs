@@ -21,7 +21,7 @@ use std::path::Path;
 use std::time::Duration;
 use tonic::Code;
 use tonic::transport::Channel;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// What a node needs to take part in the mesh.
 pub struct Membership {
@@ -43,7 +43,7 @@ pub fn from_own_ca(config: &NodeConfig, ca: &MeshCa) -> anyhow::Result<Membershi
         Some(material) if !past_half(&material)? => material,
         _ => {
             let material = issue_locally(config, ca)?;
-            save_material(&dir, &material)?;
+            keep(&dir, &material);
             material
         }
     };
@@ -180,19 +180,30 @@ pub async fn recover(config: &NodeConfig, dir: &Path, expired: Material) -> anyh
     .await?;
     let material = material(reply, &key)?;
     check_is_ours(config, &material)?;
-    save_material(dir, &material)?;
+    keep(dir, &material);
     info!("the expired certificate was exchanged");
     Ok(material)
 }
 
+/// Keeps a certificate on disk, for the next start. On a disk that takes nothing the node goes on with what it
+/// has in memory; what is on disk then serves the next start, or is recovered. False where it was not kept.
+pub fn keep(dir: &Path, material: &Material) -> bool {
+    let kept = save_material(dir, material);
+    if let Err(cause) = &kept {
+        error!(
+            dir = %dir.display(), %cause,
+            "the node's new certificate is used and could not be kept on disk; check space and permissions"
+        );
+    }
+    kept.is_ok()
+}
+
 /// A new certificate and key over the mesh, while the present one is valid.
-pub async fn renew(channel: Channel, dir: &Path) -> anyhow::Result<Material> {
+pub async fn renew(channel: Channel) -> anyhow::Result<Material> {
     let key = TlsKey::generate()?;
     let request = timed(RenewRequest { csr: key.csr()? });
     let reply = NodePlaneClient::new(channel).renew(request).await.context("control did not renew")?;
-    let material = material(reply.into_inner(), &key)?;
-    save_material(dir, &material)?;
-    Ok(material)
+    material(reply.into_inner(), &key)
 }
 
 fn material(reply: IdentityReply, key: &TlsKey) -> anyhow::Result<Material> {

@@ -31,12 +31,16 @@ pub struct Counters {
     pub renewed: Counter,
     /// Tries that failed.
     pub failed: Counter,
+    /// Times that a certificate could not be kept on disk.
+    pub unsaved: Counter,
 }
 
 /// Renews until the node drains.
 pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Counters, drain: Drain) {
     let mut random: u64 = rand::random();
     let mut failures: u32 = 0;
+    let dir = config.data_dir.join("identity");
+    let mut saved = true;
     loop {
         let now_ms = unix_ms();
         let left = Duration::from_millis(own.not_after_ms().saturating_sub(now_ms));
@@ -52,6 +56,10 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
             () = tokio::time::sleep(pause) => {}
             () = drain.draining() => return,
         }
+        if !saved {
+            saved = identity::keep(&dir, &own.current());
+            counters.unsaved.inc_by(u64::from(!saved));
+        }
         if wait > LOOK_AGAIN {
             continue;
         }
@@ -59,6 +67,8 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
         match renew(&config, &own, &issuer).await.and_then(|material| Ok(own.replace(material)?)) {
             Ok(()) => {
                 failures = 0;
+                saved = identity::keep(&dir, &own.current());
+                counters.unsaved.inc_by(u64::from(!saved));
                 counters.renewed.inc();
                 info!(not_after_ms = own.not_after_ms(), "renewed the node's certificate");
             }
@@ -72,16 +82,12 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
 }
 
 async fn renew(config: &NodeConfig, own: &Identity, issuer: &Issuer) -> anyhow::Result<Material> {
-    let dir = config.data_dir.join("identity");
     match issuer {
-        Issuer::Own(ca) => {
-            let material = identity::issue_locally(config, ca)?;
-            atoll_identity::save_material(&dir, &material)?;
-            Ok(material)
-        }
+        Issuer::Own(ca) => identity::issue_locally(config, ca),
         Issuer::Control(_) if own.not_after_ms() <= unix_ms() => {
+            let dir = config.data_dir.join("identity");
             identity::recover(config, &dir, Material::clone(&own.current())).await
         }
-        Issuer::Control(channel) => identity::renew(channel.clone(), &dir).await,
+        Issuer::Control(channel) => identity::renew(channel.clone()).await,
     }
 }

@@ -159,6 +159,10 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
             .counter("atoll_node_certificate_renewals", "Certificates of the node that were renewed"),
         failed: metrics
             .counter("atoll_node_certificate_renewal_errors", "Renewals that failed and are tried again"),
+        unsaved: metrics.counter(
+            "atoll_node_certificate_disk_errors",
+            "Times that the node's certificate could not be kept on disk; it is used all the same",
+        ),
     };
     tasks.spawn_vital(
         "renewal",
