@@ -10,10 +10,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// Lives are shortened for the test by the same factor: as a day is half of a workload certificate's two
-/// days, so are twenty seconds of forty.
-const LIFE: Duration = Duration::from_secs(40);
+/// days, so are fifteen seconds of thirty.
+const LIFE: Duration = Duration::from_secs(30);
 /// What a certificate has at least when control goes: it is renewed at half of its life at the latest.
-const AWAY: Duration = Duration::from_secs(18);
+const AWAY: Duration = Duration::from_secs(13);
 const PER_SECOND: u32 = 40;
 const WHOLE: [(&str, usize); 2] = [("fra", 1), ("was", 1)];
 

@@ -7,6 +7,7 @@
 //! * [`Load`]: so many requests a second, each counted, each failure kept with its detail.
 //! * [`Origin`]: an HTTP server that keeps what it was asked.
 //! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
+//! * [`Disks`]: disks that are full, read-only or slow.
 //! * [`network`]: a network namespace of the test's own, in which packets vanish.
 //! * [`wait_until`], [`processes`]: conditions with a deadline, and what `/proc` says.
 //!
@@ -21,6 +22,7 @@
 mod binary;
 mod cli;
 mod curl;
+mod disk;
 mod keepers;
 mod load;
 mod mesh;
@@ -34,6 +36,7 @@ mod wait;
 pub use binary::{atoll_binary, shop_binary};
 pub use cli::{Atoll, CliOutput};
 pub use curl::{Curl, CurlAnswer};
+pub use disk::{Disk, Disks};
 pub use keepers::{HeldDown, OwnNode};
 pub use load::{Load, LoadFailure, LoadReport, LoadTarget, Version};
 pub use mesh::{ForeignCa, MeshAnswer, MeshClient, MeshFailure};

@@ -75,6 +75,7 @@ pub struct Node {
 pub struct Platform {
     folder: TempDir,
     options: Options,
+    environment: Vec<(String, String)>,
     dev: Option<Child>,
 }
 
@@ -100,7 +101,7 @@ impl Platform {
         // Short, since the paths of unix sockets are below it.
         let folder = tempfile::Builder::new().prefix("atoll-").tempdir_in("/tmp").unwrap();
         fs::create_dir_all(folder.path().join("home")).unwrap();
-        Self { folder, options, dev: None }
+        Self { folder, options, environment: Vec::new(), dev: None }
     }
 
     /// The command that starts it, with all arguments.
@@ -115,7 +116,13 @@ impl Platform {
             .arg("--data")
             .arg(self.data())
             .args(&self.options.arguments);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// Adds a variable for `atoll dev`, and so for its nodes, from its next start on.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts `atoll dev` and does not wait.
