@@ -2,12 +2,10 @@
 //! unless control is on loopback.
 
 mod events;
-mod lines;
 mod problem;
 mod transport;
 
-pub use events::EventReader;
-pub use lines::LineReader;
+pub use events::{Event, EventReader};
 pub use transport::trusting;
 
 use crate::contexts::Chosen;
@@ -99,16 +97,8 @@ impl Api {
 
     /// Opens a stream of events.
     pub async fn events(&self, path: &str) -> Outcome<EventReader> {
-        self.stream(path, "text/event-stream").await.map(EventReader::new)
-    }
-
-    /// Opens a stream of text.
-    pub async fn lines(&self, path: &str) -> Outcome<LineReader> {
-        self.stream(path, "text/plain, application/problem+json").await.map(LineReader::new)
-    }
-
-    async fn stream(&self, path: &str, media: &'static str) -> Outcome<Incoming> {
         let mut request = self.request(Method::GET, path, None, None)?;
+        let media = "text/event-stream, application/problem+json";
         request.headers_mut().insert(header::ACCEPT, header::HeaderValue::from_static(media));
         let answer = self.send(request).await?;
         if answer.status() != StatusCode::OK {
@@ -117,7 +107,7 @@ impl Api {
                 Ok(_) => Failure::failed(format!("the API's answer to {path} is no stream")),
             });
         }
-        Ok(answer.into_body())
+        Ok(EventReader::new(answer.into_body()))
     }
 
     fn request(

@@ -2,7 +2,7 @@
 
 mod examples;
 
-use crate::out::Format;
+use crate::out::{Color, Format};
 use atoll_model::{NodeName, RegionName, Role, SiteName};
 use clap::{Args, Parser, Subcommand};
 use std::net::IpAddr;
@@ -44,6 +44,17 @@ pub struct Global {
         help_heading = "Options of every command"
     )]
     pub output: Format,
+    /// Colours: `auto` (on a terminal, unless NO_COLOR is set), `always` or `never`
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "WHEN",
+        help_heading = "Options of every command"
+    )]
+    pub color: Color,
 }
 
 /// The commands.
@@ -233,17 +244,32 @@ pub struct FilterArgs {
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
     /// An app, `APP/SERVICE`, or an instance (`i-…`)
-    #[arg(value_name = "APP")]
-    pub of: String,
+    #[arg(value_name = "APP", required_unless_present = "instance")]
+    pub of: Option<String>,
     /// Go on with what comes, until Ctrl-C
     #[arg(short, long)]
     pub follow: bool,
-    /// How many lines of the past, of each instance
+    /// How many lines of the past, of each instance; counted after --since and --grep
     #[arg(short = 'n', long, default_value_t = 100, value_name = "LINES", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     pub tail: u32,
+    /// Only instances of this service
+    #[arg(long)]
+    pub service: Option<String>,
     /// Only instances in this region
     #[arg(long)]
     pub region: Option<String>,
+    /// Only this instance
+    #[arg(long, value_name = "ID")]
+    pub instance: Option<String>,
+    /// Only lines from this time on: how long ago, such as 10m, or a date such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only lines that contain this text
+    #[arg(long, value_name = "TEXT")]
+    pub grep: Option<String>,
+    /// Show when each line was written
+    #[arg(short, long)]
+    pub times: bool,
 }
 
 /// `atoll ca …`

@@ -36,6 +36,7 @@ pub fn run(cli: Cli) -> ExitCode {
 
 fn dispatch(cli: Cli) -> Outcome<ExitCode> {
     let global = &cli.global;
+    out::choose_color(global.color);
     install_crypto();
     let done = |()| ExitCode::SUCCESS;
     match cli.command {

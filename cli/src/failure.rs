@@ -1,6 +1,6 @@
 //! How a command fails: an exit code that scripts rely on, and what is wrong, where, and what to do.
 
-use crate::out;
+use crate::out::{self, Paint};
 use std::fmt;
 
 /// Exit codes. They are a contract: never change what one means.
@@ -99,7 +99,9 @@ impl Failure {
     /// Prints it to stderr.
     pub fn print(&self) {
         if !self.what.is_empty() {
-            out::note(&self.to_string());
+            let text = self.to_string();
+            let text = text.strip_prefix("error:").unwrap_or(&text);
+            out::note(&format!("{}{text}", out::for_stderr(Paint::Error, "error:")));
         }
     }
 }

@@ -1,6 +1,10 @@
 //! What the CLI writes: data to stdout, everything else to stderr. A reader that went away (a closed
 //! pipe) ends the writing, not with an error.
 
+mod color;
+
+pub use color::{Color, Paint, choose as choose_color, for_stderr, for_stdout};
+
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
 use std::sync::OnceLock;

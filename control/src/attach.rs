@@ -2,7 +2,8 @@
 
 use atoll_model::NodeName;
 use atoll_wire::node::{
-    CanServe, Cancel, ControlMessage, NodeMessage, ReadLogs, control_message::Ask, node_message::Answer,
+    CanServe, Cancel, ControlMessage, More, NodeMessage, ReadLogs, ReadStats, Stats, control_message::Ask,
+    node_message::Answer,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,15 +17,26 @@ const TO_NODE_MAX: usize = 64;
 const ANSWERS_MAX: usize = 256;
 /// Asks open at one node.
 const ASKS_MAX: usize = 256;
+/// Answers to one question about logs that are on their way; each has some 16 KiB. Each one that is read
+/// lets the host send another: a slow reader holds up its hosts, not our memory.
+const LOG_WINDOW: u32 = 4;
+
+/// Streams of logs that are read at a time. Each may hold lines of many instances.
+const LOG_STREAMS_MAX: usize = 32;
 
 /// Every attached node. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Attached(Arc<Mutex<Lines>>);
 
+/// A place among those who read logs; given back when dropped.
+#[derive(Debug)]
+pub struct LogPlace(Attached);
+
 #[derive(Debug, Default)]
 struct Lines {
     lines: BTreeMap<NodeName, Arc<Line>>,
     next: u64,
+    log_streams: usize,
 }
 
 #[derive(Debug)]
@@ -74,6 +86,10 @@ pub struct Answers {
     id: u64,
     line: Arc<Line>,
     receiver: mpsc::Receiver<NodeMessage>,
+    /// Whether the node waits for [`More`].
+    windowed: bool,
+    /// An answer was read of which the node does not know yet.
+    read: bool,
     ended: bool,
 }
 
@@ -132,7 +148,8 @@ impl Attached {
             asks.open.insert(id, sender);
             id
         };
-        let answers = Answers { id, line, receiver, ended: false };
+        let windowed = matches!(question, Ask::ReadLogs(_));
+        let answers = Answers { id, line, receiver, windowed, read: false, ended: false };
         let message = ControlMessage { id, ask: Some(question) };
         match answers.line.to_node.try_send(Ok(message)) {
             Ok(()) => Ok(answers),
@@ -158,14 +175,36 @@ impl Attached {
                 Some(Answer::Serve(serve)) if serve.serves => Ok(()),
                 Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
                 Some(Answer::Error(error)) => Err(AskError::Node(error)),
-                Some(Answer::LogChunk(_) | Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
+                Some(Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
             },
         }
     }
 
     /// Asks a host for an instance's output.
     pub fn read_logs(&self, host: &NodeName, logs: ReadLogs) -> Result<Answers, AskError> {
-        self.ask(host, Ask::ReadLogs(logs))
+        self.ask(host, Ask::ReadLogs(ReadLogs { window: LOG_WINDOW, ..logs }))
+    }
+
+    /// A place for one more who reads logs, if there is one.
+    #[must_use]
+    pub fn log_place(&self) -> Option<LogPlace> {
+        let mut lines = lock(&self.0);
+        if lines.log_streams >= LOG_STREAMS_MAX {
+            return None;
+        }
+        lines.log_streams += 1;
+        Some(LogPlace(self.clone()))
+    }
+
+    /// Asks a node what it has counted.
+    pub async fn read_stats(&self, node: &NodeName, within: Duration) -> Result<Stats, AskError> {
+        let mut answers = self.ask(node, Ask::ReadStats(ReadStats {}))?;
+        let message = tokio::time::timeout(within, answers.next()).await.map_err(|_| AskError::Timeout)?;
+        match message.and_then(|message| message.answer) {
+            Some(Answer::Stats(stats)) => Ok(stats),
+            Some(Answer::Error(error)) => Err(AskError::Node(error)),
+            Some(Answer::LogLines(_) | Answer::Serve(_)) | None => Err(AskError::Gone),
+        }
     }
 }
 
@@ -192,6 +231,12 @@ impl Line {
         // A node that doesn't read loses its line soon; then nothing is left to cancel.
         let _full = self.to_node.try_send(Ok(message)).is_err();
     }
+
+    async fn more(&self, id: u64) {
+        let message = ControlMessage { id, ask: Some(Ask::More(More { answers: 1 })) };
+        // With the line the question ends.
+        let _line_gone = self.to_node.send(Ok(message)).await.is_err();
+    }
 }
 
 impl Drop for LineEnd {
@@ -205,9 +250,15 @@ impl Drop for LineEnd {
 }
 
 impl Answers {
-    /// The next answer; nothing when there are no more, or the line broke.
+    /// The next answer; nothing when there are no more, or the line broke. Asking for it says that the one
+    /// before has been dealt with. Cancel-safe.
     pub async fn next(&mut self) -> Option<NodeMessage> {
+        if self.windowed && self.read {
+            self.line.more(self.id).await;
+        }
+        self.read = false;
         let message = self.receiver.recv().await;
+        self.read = true;
         self.ended |= message.as_ref().is_none_or(|message| message.last);
         message
     }
@@ -219,6 +270,12 @@ impl Drop for Answers {
             lock(&self.line.asks).open.remove(&self.id);
             self.line.cancel(self.id);
         }
+    }
+}
+
+impl Drop for LogPlace {
+    fn drop(&mut self) {
+        lock(&self.0.0).log_streams -= 1;
     }
 }
 

@@ -3,6 +3,7 @@
 mod denials;
 mod node_plane;
 mod placements;
+mod usage;
 
 use crate::config::Config;
 use crate::fleet::Fleet;

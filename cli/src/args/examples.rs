@@ -59,12 +59,16 @@ detached (gossip hears it, but it has no line to control); gone (nobody hears it
 
 pub(super) const LOGS: &str = "\
 Examples:
-  atoll logs shop               the last lines of every instance of the app
-  atoll logs shop/web -f        what one service writes, as it comes
+  atoll logs shop               the last lines of every instance of the app, in the order of their times
+  atoll logs shop/web -f        what one service writes, as it comes, over deploys too
   atoll logs shop/web --region fra -n 20
+  atoll logs shop --since 10m --grep timeout
   atoll logs i-01m7y7j0mm2tdrnx316rs7e5bw
+  atoll logs shop -f -o json | jq -r .line
 
-With `-o json` each line is one JSON object.";
+With `-o json` each line is one JSON object. Times are those at which the host saw the line: up to 250 ms or a
+256th of its age late. Ctrl-C ends with exit code 130, a closed pipe with 0; where some instances could not
+be read, the exit code is 1.";
 
 pub(super) const TOKENS: &str = "\
 Examples:

@@ -17,6 +17,7 @@ use atoll_mesh_ca::MeshCa;
 use atoll_model::Role;
 use atoll_process::admin::Parameters;
 use atoll_process::{Drain, Metrics, Tasks};
+use atoll_wire::node::{ProcessStats, Stats};
 use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -87,7 +88,11 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
     Ok(Roles {
         addresses,
         node_plane,
-        answers: answers(serving.as_ref(), host_view.as_ref()),
+        answers: answers(
+            serving.as_ref(),
+            host_view.as_ref(),
+            gateway.as_ref().map(atoll_core_gateway::Bound::serving),
+        ),
         drain: ground.drain.clone(),
         control,
         gateway_view: gateway.as_ref().map(atoll_core_gateway::Bound::serving),
@@ -175,8 +180,21 @@ fn bind_edge(ground: &Ground, node_plane: Channel) -> anyhow::Result<atoll_edge:
     Edge::bind(config.edge.clone(), handles).context("the role edge cannot start")
 }
 
-fn answers(serving: Option<&Serving>, host: Option<&HostView>) -> Answers {
+fn answers(
+    serving: Option<&Serving>,
+    host: Option<&HostView>,
+    gateway: Option<atoll_core_gateway::Serving>,
+) -> Answers {
     let mut answers = Answers::default();
+    let of_host = host.cloned();
+    answers.counts = Some(Arc::new(move || {
+        let own = atoll_process::usage::of_self();
+        Stats {
+            clusters: gateway.as_ref().map(atoll_core_gateway::Serving::counts).unwrap_or_default(),
+            instances: of_host.as_ref().map(HostView::usage).unwrap_or_default(),
+            node: Some(ProcessStats { cpu_ms: own.cpu_ms, memory_bytes: own.memory_bytes }),
+        }
+    }));
     if let Some(serving) = serving.cloned() {
         answers.serves =
             Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version)));

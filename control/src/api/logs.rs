@@ -1,105 +1,160 @@
-//! An instance's output, read at its host.
+//! What instances wrote: one stream of server-sent events over all that are meant, read at their hosts.
+
+mod merge;
+mod reader;
 
 use super::{Api, Problem};
-use crate::apps::Caller;
-use crate::attach::{Answers, AskError};
-use crate::store::objects::Placement;
-use atoll_model::InstanceId;
-use atoll_wire::node::{NodeMessage, ReadLogs, node_message::Answer};
+use crate::caller::Caller;
+use crate::store::objects::{App, Placement, Service};
+use atoll_model::{AppName, InstanceId, RegionName, ServiceName};
 use axum::Extension;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
-use axum::response::Response;
-use futures_util::stream;
-use http::{HeaderValue, StatusCode, header};
+use axum::extract::{Query, State};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures_util::{Stream, stream};
+use http::StatusCode;
+use reader::Reader;
 use serde::Deserialize;
-use std::io;
-use std::time::Duration;
+use std::convert::Infallible;
 
 const TAIL_LINES: u32 = 100;
-const TAIL_LINES_MAX: u32 = 100_000;
-/// Longest wait for the host's first word.
-const FIRST_ANSWER: Duration = Duration::from_secs(5);
-/// With `follow` there may be nothing to say yet.
-const FIRST_ANSWER_FOLLOWING: Duration = Duration::from_millis(500);
+const TAIL_LINES_MAX: u32 = 10_000;
+const GREP_BYTES_MAX: usize = 1024;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct LogOptions {
+pub(super) struct Options {
+    app: Option<String>,
+    service: Option<String>,
+    region: Option<String>,
+    instance: Option<String>,
     tail: Option<u32>,
+    since_ms: Option<u64>,
+    grep: Option<String>,
     follow: bool,
 }
 
-#[utoipa::path(get, path = "/v1/instances/{id}/logs",
-    params(("id" = String, Path,), ("tail" = Option<u32>, Query, description = "last lines, 100 by default"),
-        ("follow" = Option<bool>, Query, description = "go on with what is printed")),
-    responses((status = 200, content_type = "text/plain"), (status = 404, body = Problem),
-        (status = 502, body = Problem), (status = 504, body = Problem)))]
+/// Which instances are meant, and what of them.
+#[derive(Debug, Clone)]
+struct Asked {
+    /// Of the placements that can be meant.
+    prefix: String,
+    service: Option<ServiceName>,
+    region: Option<RegionName>,
+    instance: Option<InstanceId>,
+    tail: u32,
+    since_ms: u64,
+    grep: String,
+    follow: bool,
+}
+
+impl Asked {
+    fn means(&self, placement: &Placement) -> bool {
+        let service = self.service.as_ref().is_none_or(|service| placement.cluster.service == *service);
+        let region = self.region.as_ref().is_none_or(|region| placement.region == *region);
+        let instance = self.instance.as_ref().is_none_or(|instance| placement.instance == *instance);
+        service && region && instance
+    }
+
+    /// The instances that are there now, in the order in which people look for them.
+    fn placements(&self, api: &Api) -> Vec<Placement> {
+        let mut placements = api.store.list::<Placement>(&self.prefix);
+        placements.retain(|placement| self.means(placement));
+        placements
+            .sort_by(|a, b| (&a.cluster, &a.region, &a.instance).cmp(&(&b.cluster, &b.region, &b.instance)));
+        placements
+    }
+}
+
+#[utoipa::path(get, path = "/v1/logs",
+    params(
+        ("app" = Option<String>, Query, description = "only this app"),
+        ("service" = Option<String>, Query, description = "only services of this name"),
+        ("region" = Option<String>, Query, description = "only instances in this region"),
+        ("instance" = Option<String>, Query, description = "only this instance"),
+        ("tail" = Option<u32>, Query, maximum = 10_000, description =
+            "last lines of each instance, counted after `since_ms` and `grep`; 100 by default"),
+        ("since_ms" = Option<u64>, Query, description =
+            "only lines written at this time or later, ms since 1970"),
+        ("grep" = Option<String>, Query, max_length = 1024, description =
+            "only lines that contain this text"),
+        ("follow" = Option<bool>, Query, description =
+            "go on with what is written, also by instances that start meanwhile"),
+    ),
+    responses(
+        (status = 200, content_type = "text/event-stream", description =
+            "`line` {instance, app, service, region, at_ms, position, line, cut}, lines of the past in the order \
+             of their times; `at_ms` is up to 250 ms or a 256th of the line's age late, `position` is where the \
+             line ends in all that the instance wrote; `cut`: the line was longer than 16 KiB. \
+             `dropped` {instance, …, count}: so many lines were overwritten before they could be read. \
+             `gone` {instance, …}: an instance has ended. \
+             `error` {instance, …, host, detail}: it can't be read now; the others go on, and with `follow` it \
+             is tried again. `end` {instances}: everything was told, of so many. Comments keep the connection alive."),
+        (status = 404, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 pub(super) async fn read(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
-    Query(options): Query<LogOptions>,
-) -> Result<Response, Problem> {
-    let id: InstanceId =
-        id.parse().map_err(|_| Problem::invalid("id", "this is not the id of an instance"))?;
-    let placements = api.store.list::<Placement>(&format!("{}/", caller.org));
-    let placement = placements.into_iter().find(|placement| placement.instance == id);
-    let placement = placement.ok_or_else(|| Problem::not_found(format!("there is no instance `{id}`")))?;
-    let tail_lines = options.tail.unwrap_or(TAIL_LINES).min(TAIL_LINES_MAX);
-    let ask =
-        ReadLogs { instance: id.to_string(), tail_lines, follow: options.follow, ..ReadLogs::default() };
-    let mut answers = api.attached.read_logs(&placement.host, ask).map_err(|error| unreachable(&error))?;
-    let wait = if options.follow { FIRST_ANSWER_FOLLOWING } else { FIRST_ANSWER };
-    let first = match tokio::time::timeout(wait, answers.next()).await {
-        Ok(Some(message)) => Some(message),
-        Ok(None) => return Err(unreachable(&AskError::Gone)),
-        Err(_elapsed) if options.follow => None,
-        Err(_elapsed) => return Err(unreachable(&AskError::Timeout)),
-    };
-    if let Some(NodeMessage { answer: Some(Answer::Error(error)), .. }) = &first {
-        return Err(unreachable(&AskError::Node(error.clone())));
+    Query(options): Query<Options>,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let asked = asked(&api, &caller, options)?;
+    let place = api.attached.log_place().ok_or_else(|| {
+        let detail = "too many read logs already; try again when one of them has ended";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-log-streams", "Too many log streams", detail)
+    })?;
+    let reader = Reader::start(api, asked, place);
+    let events = stream::unfold(reader, |mut reader| async move {
+        let said = reader.next().await?;
+        Some((Ok(said.event()), reader))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+fn asked(api: &Api, caller: &Caller, options: Options) -> Result<Asked, Problem> {
+    let unknown =
+        |kind: &str, name: &str| Problem::not_found(format!("there is no {kind} `{}`", name.escape_debug()));
+    let name = options.app.as_deref();
+    let app: Option<AppName> = name.map(|app| app.parse().map_err(|_| unknown("app", app))).transpose()?;
+    if let Some(app) = &app {
+        let known = api.store.get::<App>(&format!("{}/{app}", caller.org));
+        known.ok_or_else(|| unknown("app", app.as_str()))?;
     }
-    let mut response = Response::new(Body::from_stream(chunks(answers, first)));
-    let text = HeaderValue::from_static("text/plain; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, text);
-    Ok(response)
-}
-
-/// The host's answers as a body; when the reader goes away, the host is told.
-fn chunks(
-    answers: Answers,
-    first: Option<NodeMessage>,
-) -> impl futures_util::Stream<Item = Result<Bytes, io::Error>> {
-    stream::unfold((answers, first, false), |(mut answers, waiting, over)| async move {
-        if over {
-            return None;
-        }
-        let message = match waiting {
-            Some(message) => message,
-            None => answers.next().await?,
-        };
-        let item = match message.answer {
-            Some(Answer::LogChunk(chunk)) => Ok(Bytes::from(chunk.data)),
-            Some(Answer::Error(error)) => Err(io::Error::other(error)),
-            Some(Answer::Serve(_) | Answer::LogLines(_) | Answer::Stats(_)) | None => Ok(Bytes::new()),
-        };
-        let over = message.last || item.is_err();
-        Some((item, (answers, None, over)))
-    })
-}
-
-fn unreachable(error: &AskError) -> Problem {
-    let detail = error.to_string();
-    match error {
-        AskError::Timeout => {
-            Problem::new(StatusCode::GATEWAY_TIMEOUT, "host-timeout", "The host did not answer", detail)
-        }
-        AskError::Busy(_) => {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, "host-busy", "The host is busy", detail)
-        }
-        AskError::NotAttached(_) | AskError::Gone | AskError::Node(_) => {
-            Problem::new(StatusCode::BAD_GATEWAY, "host-unreachable", "The host cannot be asked", detail)
-        }
+    let prefix = app.map_or_else(|| format!("{}/", caller.org), |app| format!("{}/{app}/", caller.org));
+    let name = options.service.as_deref();
+    let service: Option<ServiceName> =
+        name.map(|service| service.parse().map_err(|_| unknown("service", service))).transpose()?;
+    if let Some(service) = &service {
+        let mut services = api.store.list::<Service>(&prefix).into_iter();
+        services
+            .find(|known| known.cluster.service == *service)
+            .ok_or_else(|| unknown("service", service.as_str()))?;
+    }
+    let name = options.region.as_deref();
+    let region = name.map(|region| {
+        let mut regions = api.config.regions.iter();
+        regions.find(|known| known.as_str() == region).cloned().ok_or_else(|| unknown("region", region))
+    });
+    let name = options.instance.as_deref();
+    let instance: Option<InstanceId> =
+        name.map(|id| id.parse().map_err(|_| unknown("instance", id))).transpose()?;
+    let tail = options.tail.unwrap_or(TAIL_LINES);
+    if tail > TAIL_LINES_MAX {
+        return Err(Problem::invalid("tail", format!("at most {TAIL_LINES_MAX} lines of the past")));
+    }
+    let grep = options.grep.unwrap_or_default();
+    if grep.len() > GREP_BYTES_MAX {
+        return Err(Problem::invalid("grep", format!("at most {GREP_BYTES_MAX} bytes")));
+    }
+    let asked = Asked {
+        prefix,
+        service,
+        region: region.transpose()?,
+        instance,
+        tail,
+        since_ms: options.since_ms.unwrap_or(0),
+        grep,
+        follow: options.follow,
+    };
+    match &asked.instance {
+        Some(instance) if asked.placements(api).is_empty() => Err(unknown("instance", instance.as_str())),
+        _ => Ok(asked),
     }
 }

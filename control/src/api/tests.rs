@@ -191,27 +191,51 @@ async fn a_join_token_is_shown_once() {
 }
 
 #[tokio::test]
-async fn logs_come_from_the_host() {
+async fn logs_come_from_the_hosts_in_order_and_one_that_is_away_is_named() {
+    use atoll_wire::node::{LogLine, LogLines, NodeMessage, control_message::Ask, node_message::Answer};
     let platform = Platform::start().await;
     platform.reconcile(healthy);
-    let (_, accepted) = deploy(&platform, None, shop(&[("fra", 1)])).await;
+    let (_, accepted) = deploy(&platform, None, shop(&[("fra", 2), ("was", 1)])).await;
     last_event(&platform, accepted["deploy"].as_str().unwrap()).await;
-    let (_, instances) = platform.get("/v1/instances").await;
-    let path = format!("/v1/instances/{}/logs?tail=5", instances[0]["id"].as_str().unwrap());
-    assert_eq!(platform.get(&path).await.1["code"], "host-unreachable");
+    for (query, status) in [
+        ("app=none", 404),
+        ("app=shop&service=none", 404),
+        ("region=none", 404),
+        ("instance=i-none", 404),
+        ("tail=10001", 422),
+        ("tail=x", 400),
+    ] {
+        assert_eq!(platform.get(&format!("/v1/logs?{query}")).await.0, status, "{query}");
+    }
     let (line, mut asked) = platform.parts.attached.attach("fra1-host".parse().unwrap());
     tokio::spawn(async move {
-        use atoll_wire::node::{LogChunk, NodeMessage, node_message::Answer};
-        let id = asked.recv().await.unwrap().unwrap().id;
-        for (text, last) in [("one\n", false), ("two\n", true)] {
-            let answer = Some(Answer::LogChunk(LogChunk { data: text.into() }));
-            line.deliver(NodeMessage { id, answer, last });
+        // The first instance has the odd times, the second the even ones, an answer for each line.
+        let mut first = 1;
+        while let Some(Ok(message)) = asked.recv().await {
+            let Some(Ask::ReadLogs(question)) = message.ask else { continue };
+            assert_eq!((question.tail_lines, question.contains.as_str()), (5, "x y"));
+            for at_ms in (first..=5).step_by(2) {
+                let one = LogLine { text: format!("at {at_ms}"), at_ms, ..LogLine::default() };
+                let answer = Some(Answer::LogLines(LogLines { lines: vec![one], ..LogLines::default() }));
+                line.deliver(NodeMessage { id: message.id, answer, last: false });
+            }
+            let answer = Some(Answer::LogLines(LogLines { lost: 7, ..LogLines::default() }));
+            line.deliver(NodeMessage { id: message.id, answer, last: true });
+            first += 1;
         }
-        std::future::pending::<()>().await;
     });
-    let request = Request::get(&path).header("authorization", format!("Bearer {}", platform.token));
+    let path = "/v1/logs?app=shop&tail=5&grep=x%20y";
+    let request = Request::get(path).header("authorization", format!("Bearer {}", platform.token));
     let response = platform.send(request.body(Full::default()).unwrap()).await;
-    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "one\ntwo\n");
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    let text = std::str::from_utf8(&text).unwrap();
+    let lines: Vec<&str> = text.split("\"line\":\"").skip(1).map(|rest| &rest[..4]).collect();
+    assert_eq!(lines, ["at 1", "at 2", "at 3", "at 4", "at 5"], "{text}");
+    assert_eq!(text.matches("event: dropped").count(), 2, "{text}");
+    let away = text.split("event: error").nth(1).unwrap().lines().nth(1).unwrap();
+    assert!(away.contains("was1-host") && away.contains("\"region\":\"was\""), "{text}");
+    assert!(text.trim_end().ends_with("event: end\ndata: {\"instances\":3}"), "{text}");
 }
 
 #[tokio::test]

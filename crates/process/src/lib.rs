@@ -11,6 +11,7 @@ pub mod logging;
 pub mod metrics;
 pub mod signals;
 pub mod tasks;
+pub mod usage;
 
 pub use admin::Admin;
 pub use drain::{Drain, DrainTrigger};
