@@ -8,6 +8,7 @@ mod api_tokens;
 mod apps;
 mod audit;
 mod auth;
+mod bundles;
 mod changes;
 mod deploys;
 mod lists;
@@ -34,6 +35,7 @@ use crate::metrics::ControlMetrics;
 use crate::publisher::Held;
 use crate::reconciler::progress::Progresses;
 use crate::store::seal::Sealer;
+use crate::bundles::Bundles;
 use crate::store::{Change, Store, StoreError};
 use crate::world::World;
 use atoll_mesh_ca::MeshCa;
@@ -80,6 +82,8 @@ pub struct Parts {
 }
 
 /// Forgets what has run out: kept answers, ended tokens, old entries of the audit log.
+    /// What is uploaded.
+    pub bundles: Bundles,
 pub(crate) fn sweep(change: &mut Change<'_>, now_ms: u64) -> Result<(), StoreError> {
     changes::sweep(change, now_ms);
     api_tokens::sweep(change, now_ms);

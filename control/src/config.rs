@@ -1,5 +1,6 @@
 //! What an operator sets for a control node.
 
+use crate::bundles::BundlesConfig;
 use atoll_model::{RegionName, SiteName};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub struct Config {
     pub public_ca: PublicCa,
     /// How long things may take.
     pub timing: Timing,
+    /// How much bundles may take.
+    pub bundles: BundlesConfig,
 }
 
 /// Who issues certificates for public domains.
@@ -83,6 +86,7 @@ impl Default for Config {
             sites: BTreeMap::new(),
             public_ca: PublicCa::Test,
             timing: Timing::default(),
+            bundles: BundlesConfig::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::api::{self, Api, Parts, ServerTls};
 use crate::apps::{Context, records};
 use crate::attach::Attached;
+use crate::bundles::Bundles;
 use crate::certificates::{Certificates, renew_due};
 use crate::config::Config;
 use crate::metrics::{ControlMetrics, NodePlaneMetrics};
@@ -155,6 +156,7 @@ impl Bound {
         let BoundParts { config, handles, store, feed, sealer, certificates, tls } = parts;
         let metrics = ControlMetrics::new(&handles.metrics);
         let attached = Attached::default();
+        let bundles = Bundles::new(&handles.data_dir, config.bundles, &handles.metrics);
         let progresses = Progresses::default();
         let held = Held::default();
         let (world_in, world) = watch::channel(Arc::new(World::default()));
@@ -188,6 +190,7 @@ impl Bound {
             "control upkeep",
             upkeep(store.clone(), certificates.clone(), config.clone(), drain.clone()),
         );
+        tasks.spawn_vital("control bundles", sweep_bundles(bundles.clone(), store.clone(), drain.clone()));
         let plane = NodePlaneMetrics::new(&handles.metrics);
         match NodePlaneService::new(
             store.clone(),
@@ -195,6 +198,7 @@ impl Bound {
             certificates,
             attached.clone(),
             config.regions.as_slice().into(),
+            bundles.clone(),
             plane,
         ) {
             Ok(service) => {
@@ -207,7 +211,8 @@ impl Bound {
             Err(error) => return tracing::error!(%error, "the node plane could not be started"),
         }
         let ca = handles.mesh_ca;
-        let parts = Parts { store, world, attached, context, config, progresses, sealer, ca, held, metrics };
+        let parts =
+            Parts { store, world, attached, context, config, progresses, sealer, ca, held, bundles, metrics };
         let api = Api::new(parts);
         let router = api.router();
         drop(api);
@@ -276,6 +281,22 @@ async fn upkeep(store: Store, certificates: Certificates, config: Arc<Config>, d
                     tracing::warn!(%error, "the store could not be swept");
                 }
             }
+        }
+    }
+}
+
+/// Forgets bundles that nothing uses.
+async fn sweep_bundles(bundles: Bundles, store: Store, drain: Drain) {
+    let mut check = tokio::time::interval(bundles.sweep_every());
+    loop {
+        tokio::select! {
+            () = drain.draining() => return,
+            _ = check.tick() => {}
+        }
+        let (bundles, store) = (bundles.clone(), store.clone());
+        let swept = tokio::task::spawn_blocking(move || bundles.sweep(&store, std::time::SystemTime::now()));
+        if let Ok(Err(error)) = swept.await {
+            tracing::warn!(%error, "bundles could not be swept");
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod apps;
 pub mod attach;
+pub mod bundles;
 pub mod caller;
 pub mod certificates;
 pub mod config;
@@ -21,6 +22,7 @@ pub mod reconciler;
 pub mod store;
 pub mod world;
 
+pub use bundles::BundlesConfig;
 pub use certificates::PUBLIC_CA_FILE;
 pub use config::{Config, PublicCa, Timing};
 pub use control::{BindError, Bound, Control, Handles};

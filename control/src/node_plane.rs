@@ -1,5 +1,6 @@
 //! What nodes ask of control: joining, identities, certificates, and the line over which control asks them.
 
+mod bundle;
 mod challenge;
 mod join;
 mod service;

@@ -3,6 +3,7 @@
 use crate::api::{Api, Parts, admin_token};
 use crate::apps::Context;
 use crate::attach::Attached;
+use crate::bundles::{Bundles, BundlesConfig};
 use crate::certificates::Certificates;
 use crate::config::{Config, Timing};
 use crate::metrics::ControlMetrics;
@@ -81,6 +82,11 @@ impl Platform {
             sealer,
             ca: mesh_ca(folder.path()),
             held: Held::default(),
+            bundles: Bundles::new(
+                folder.path(),
+                BundlesConfig { keep_free_bytes: 0, ..BundlesConfig::default() },
+                &Metrics::new(),
+            ),
             metrics: ControlMetrics::new(&Metrics::new()),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -129,6 +129,7 @@ pub(super) async fn deploy(
         let (changes, _) = planned.await?;
         caller.asked.settle();
         return Ok(Json(Plan { changes }).into_response());
+    super::bundles::check(&api, &caller.org, &compiled).await?;
     }
     let metrics = api.metrics.clone();
     let request =

@@ -1,7 +1,7 @@
 //! Who calls, and whether it may: bearer tokens, of which the store has the SHA-256.
 
 use super::routes::Operation;
-use super::{Api, Problem, audit};
+use super::{Api, Problem, audit, bundles};
 use crate::caller::{Asked, Caller};
 use crate::store::objects::{ApiToken, TokenRole};
 use crate::store::seal::random;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// The first token, in the data folder; mode 0600.
 pub const ADMIN_TOKEN_FILE: &str = "admin-token";
-/// Longest wait for a request's body and our answer's head.
+/// Longest wait for all but uploads.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 const TOKEN_BYTES: usize = 32;
 const TOKEN_TEXT_MAX: usize = 256;
@@ -46,7 +46,7 @@ pub(super) async fn guard(
         Ok(None) => next.run(request).await,
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller.clone());
-            let response = answer(request, next).await;
+            let response = answer(request, next, longest(&operation)).await;
             if operation.method != Method::GET && response.status().is_success() {
                 audit::unless_settled(&api, &caller, response.status()).await;
             }
@@ -109,9 +109,15 @@ fn known_parameters(operation: &Operation, query: &str) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Longest wait for a request's body and our answer's head. A content of a bundle takes as long as its bytes do;
+/// who sends none of them is given up by its handler.
+fn longest(operation: &Operation) -> Duration {
+    if operation.template == bundles::CONTENT_PATH { bundles::UPLOAD_TIMEOUT } else { ANSWER_TIMEOUT }
+}
+
 /// Streams answer their head at once; what follows it is not bounded here.
-async fn answer(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
+async fn answer(request: Request, next: Next, longest: Duration) -> Response {
+    match tokio::time::timeout(longest, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) => {
             let detail = "the request took too long: its body did not arrive, or the store is stuck";

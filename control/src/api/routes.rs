@@ -78,6 +78,9 @@ table! {
     Deploy {
         apps::deploy, apps::remove,
     }
+        bundles::offer, bundles::upload,
+        releases::rollback, releases::scale,
+        domains::put, domains::remove,
     Admin {
         api_tokens::list, api_tokens::create, api_tokens::remove,
         audit::list,

@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod bundles;
+mod roles;
+
 use crate::testing::{Platform, healthy, shop};
 use atoll_wire::record::{Exit, instance::State};
 use http::{Method, Request};

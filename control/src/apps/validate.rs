@@ -56,7 +56,7 @@ fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &m
     if spec.run.first().is_none_or(String::is_empty) {
         faults.add(at("run"), "there is no program to run");
     }
-    if !spec.working_dir.starts_with('/') {
+    if spec.bundle.is_none() && !spec.working_dir.starts_with('/') {
         faults.add(at("working_dir"), "the working directory must be absolute");
     }
     if spec.drain_ms > DRAIN_MS_MAX {

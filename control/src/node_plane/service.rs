@@ -1,10 +1,12 @@
 //! The calls of the node plane.
 
+use super::bundle::Sending;
 use super::challenge::Challenges;
 use super::join::{JoinError, RateLimit, Wish, der, join, subject_of};
 use super::tls::Peer;
 use crate::api::{Deed, record_deed};
 use crate::attach::Attached;
+use crate::bundles::Bundles;
 use crate::certificates::Certificates;
 use crate::metrics::NodePlaneMetrics;
 use crate::store::objects::{Domain, Node, Org, Placement};
@@ -15,9 +17,9 @@ use atoll_model::{ClusterName, OrgName, RegionName, Role};
 use atoll_process::clock::unix_ms;
 use atoll_wire::node::node_plane_server::NodePlane;
 use atoll_wire::node::{
-    ChallengeReply, ChallengeRequest, ControlMessage, DomainCertificate, FetchCertificatesReply,
-    FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest, JoinRequest, NodeMessage, RecoverRequest,
-    RenewRequest,
+    BundlePiece, ChallengeReply, ChallengeRequest, ControlMessage, DomainCertificate, FetchBundleRequest,
+    FetchCertificatesReply, FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest, JoinRequest,
+    NodeMessage, RecoverRequest, RenewRequest,
 };
 use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,6 +54,7 @@ impl NodePlaneService {
         attached: Attached,
         regions: Arc<[RegionName]>,
         metrics: NodePlaneMetrics,
+        bundles: Bundles,
     ) -> std::io::Result<Self> {
         Ok(Self {
             store,
@@ -63,6 +66,7 @@ impl NodePlaneService {
             challenges: Challenges::new()?,
             rate: RateLimit::new(JOIN_BURST, JOINS_PER_SECOND),
             metrics,
+            sending: Sending::new(bundles),
         })
     }
 
@@ -290,6 +294,26 @@ impl NodePlane for NodePlaneService {
     }
 
     type AttachStream = ReceiverStream<Result<ControlMessage, Status>>;
+    type FetchBundleStream = ReceiverStream<Result<BundlePiece, Status>>;
+
+    async fn fetch_bundle(
+        &self,
+        request: Request<FetchBundleRequest>,
+    ) -> Result<Response<Self::FetchBundleStream>, Status> {
+        let (identity, node) = self.node(&request)?;
+        if !(node.roles.has(Role::Host) && identity.roles.has(Role::Host)) {
+            self.metrics.refused.inc();
+            tracing::warn!(node = %node.name, "a bundle was refused to a node that is no host");
+            return Err(Status::permission_denied("only hosts get bundles"));
+        }
+        let request = request.into_inner();
+        let pieces = self.sending.send(&self.store, &node, &request).inspect_err(|status| {
+            self.metrics.refused.inc();
+            tracing::warn!(node = %node.name, cluster = request.cluster, why = status.message(), "a bundle was refused");
+        })?;
+        Ok(Response::new(ReceiverStream::new(pieces)))
+    }
+
 
     async fn attach(
         &self,

@@ -2,14 +2,16 @@
 
 use super::{NodePlaneService, serve};
 use crate::attach::Attached;
+use crate::bundles::{Bundles, BundlesConfig};
 use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::local::renew_locally;
 use crate::metrics::NodePlaneMetrics;
-use crate::store::objects::{JoinToken, Node, Placement, PlacementState};
+use crate::store::objects::{JoinToken, Node, Placement, PlacementState, Revision};
 use crate::store::seal::Sealer;
 use crate::store::{Store, StoreError};
 use crate::testing::mesh_ca;
+use atoll_bundle::{Digest, Entry, List};
 use atoll_identity::{
     Identity, Material, PeerPolicy, TlsKey, anonymous_client_config, join_client_config, mesh_server_name,
     sign_recovery,
@@ -17,15 +19,15 @@ use atoll_identity::{
 use atoll_mesh_ca::client::JoinKeys;
 use atoll_mesh_ca::token::{self, TokenGrant};
 use atoll_mesh_ca::{MeshCa, NodeSubject};
-use atoll_model::{InstanceId, Kind, NodeName, OrgName, RevisionId, Role, Roles};
+use atoll_model::{Bundle, InstanceId, Kind, NodeName, OrgName, RevisionId, Role, Roles};
 use atoll_process::Metrics;
 use atoll_process::clock::unix_ms;
 use atoll_process::drain::{self, DrainTrigger};
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    ChallengeRequest, FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest, JoinRequest,
-    NodeMessage, RecoverRequest, RenewRequest, ServeAnswer,
+    ChallengeRequest, FetchBundleRequest, FetchCertificatesRequest, IdentityReply, IssueWorkloadRequest,
+    JoinRequest, NodeMessage, RecoverRequest, RenewRequest, ServeAnswer, WantedContent,
 };
 use hyper_util::rt::TokioIo;
 use std::future::Future;
@@ -47,6 +49,7 @@ struct Plane {
     ca: Arc<MeshCa>,
     certificates: Certificates,
     attached: Attached,
+    bundles: Bundles,
     address: SocketAddr,
     _trigger: DrainTrigger,
 }
@@ -60,12 +63,15 @@ impl Plane {
         let certificates = Certificates::open(&Config::default(), folder.path(), sealer, unix_ms()).unwrap();
         let attached = Attached::default();
         let metrics = NodePlaneMetrics::new(&Metrics::new());
+        let plain = BundlesConfig { keep_free_bytes: 0, ..BundlesConfig::default() };
+        let bundles = Bundles::new(folder.path(), plain, &Metrics::new());
         let service = NodePlaneService::new(
             store.clone(),
             ca.clone(),
             certificates.clone(),
             attached.clone(),
             ["fra".parse().unwrap()].into(),
+            bundles.clone(),
             metrics,
         )
         .unwrap();
@@ -76,7 +82,7 @@ impl Plane {
         let address = listener.local_addr().unwrap();
         let (trigger, drain) = drain::channel();
         tokio::spawn(serve(listener, identity, service, drain));
-        Self { _folder: folder, store, ca, certificates, attached, address, _trigger: trigger }
+        Self { _folder: folder, store, ca, certificates, attached, bundles, address, _trigger: trigger }
     }
 
     async fn token(&self, role: Role, node: Option<&str>, ttl_ms: u64) -> String {
@@ -280,6 +286,101 @@ async fn what_a_node_may_have_depends_on_what_the_store_says() {
         as_edge.issue_workload(ask("default/shop/web")).await.unwrap_err().code(),
         Code::PermissionDenied
     );
+}
+
+/// Everything that a bundle's stream holds, by index.
+async fn fetched(
+    client: &mut NodePlaneClient<Channel>,
+    request: FetchBundleRequest,
+) -> Result<Vec<Vec<u8>>, Code> {
+    let mut contents = vec![Vec::new(); request.contents.len().max(1)];
+    let mut pieces = client.fetch_bundle(request).await.map_err(|status| status.code())?.into_inner();
+    while let Some(piece) = pieces.message().await.map_err(|status| status.code())? {
+        contents[piece.index as usize].extend_from_slice(&piece.data);
+    }
+    Ok(contents)
+}
+
+#[tokio::test]
+async fn a_host_gets_the_bundles_of_what_is_placed_on_it() {
+    let plane = Plane::start().await;
+    let (edge, host, other) = (
+        plane.join("edge", Role::Edge).await,
+        plane.join("host", Role::Host).await,
+        plane.join("other", Role::Host).await,
+    );
+    let large = vec![7_u8; 600_000];
+    let entry = |path: &str, bytes: &[u8]| Entry::File {
+        path: path.into(),
+        executable: false,
+        size: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+    };
+    let list = List::new(vec![entry("a", b"hello"), entry("b", &large), entry("c", b"")]).unwrap();
+    let org = OrgName::default_org();
+    for bytes in [b"hello".to_vec(), large.clone(), Vec::new(), b"foreign".to_vec()] {
+        let digest = Digest::of(&bytes);
+        let body = futures_util::stream::iter([Ok::<_, ()>(bytes::Bytes::from(bytes))]);
+        plane.bundles.receive(&org, digest, body).await.unwrap();
+    }
+    assert!(plane.bundles.offer(&org, &list).unwrap().missing.is_empty());
+    let cluster: atoll_model::ClusterName = "default/shop/web".parse().unwrap();
+    let spec = crate::testing::shop(&[("fra", 1)])["services"]["web"].clone();
+    let mut revision = Revision {
+        id: RevisionId::from_parts(1, 1),
+        cluster: cluster.clone(),
+        number: 1,
+        spec: serde_json::from_value(spec).unwrap(),
+        created_ms: 0,
+        failed: false,
+        by: String::new(),
+    };
+    revision.spec.bundle = Some(Bundle { digest: list.digest().to_string(), size: list.size() });
+    let placement = Placement {
+        instance: InstanceId::from_parts(1, 1),
+        cluster,
+        revision: revision.id.clone(),
+        region: "fra".parse().unwrap(),
+        host: "host".parse().unwrap(),
+        state: PlacementState::Run,
+        placed_ms: 0,
+        state_ms: 0,
+    };
+    let stored = plane.store.change(move |change| {
+        change.put(&revision)?;
+        change.put(&placement)
+    });
+    stored.await.unwrap();
+    let ask = |contents: &[(&[u8], u64)]| FetchBundleRequest {
+        cluster: "default/shop/web".into(),
+        digest: list.digest().to_string(),
+        contents: contents
+            .iter()
+            .map(|(bytes, offset)| WantedContent { sha256: Digest::of(bytes).to_string(), offset: *offset })
+            .collect(),
+    };
+    let mut as_host = plane.as_node(&host).await;
+    assert_eq!(fetched(&mut as_host, ask(&[])).await.unwrap(), [list.text().as_bytes()]);
+    let got = fetched(&mut as_host, ask(&[(b"hello", 2), (b"", 0), (&large, 0)])).await.unwrap();
+    assert_eq!(got, [b"llo".to_vec(), Vec::new(), large]);
+    // Of the organization, but not of the bundle.
+    assert_eq!(fetched(&mut as_host, ask(&[(b"foreign", 0)])).await.unwrap_err(), Code::InvalidArgument);
+    let mut unknown = ask(&[]);
+    unknown.digest = Digest::of(b"x").to_string();
+    assert_eq!(fetched(&mut as_host, unknown).await.unwrap_err(), Code::PermissionDenied);
+    let mut foreign = ask(&[]);
+    foreign.cluster = "default/shop/api".into();
+    assert_eq!(fetched(&mut as_host, foreign).await.unwrap_err(), Code::PermissionDenied);
+    let mut broken = ask(&[]);
+    broken.digest = "../../x".into();
+    assert_eq!(fetched(&mut as_host, broken).await.unwrap_err(), Code::InvalidArgument);
+    let many = vec![(&b"hello"[..], 0); 1_025];
+    assert_eq!(fetched(&mut as_host, ask(&many)).await.unwrap_err(), Code::InvalidArgument);
+    let mut as_other = plane.as_node(&other).await;
+    assert_eq!(fetched(&mut as_other, ask(&[])).await.unwrap_err(), Code::PermissionDenied);
+    let mut as_edge = plane.as_node(&edge).await;
+    assert_eq!(fetched(&mut as_edge, ask(&[])).await.unwrap_err(), Code::PermissionDenied);
+    assert_eq!(fetched(&mut plane.joining().await, ask(&[])).await.unwrap_err(), Code::Unauthenticated);
 }
 
 #[tokio::test]
