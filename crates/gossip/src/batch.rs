@@ -4,14 +4,15 @@
 mod tree;
 
 use crate::authority::Refusal;
+use crate::records::proof::{Batch, Proof};
 use atoll_identity::{RecordIdentity, RecordKey};
 use atoll_wire::Message;
 use atoll_wire::record::{Record, RecordCertificate, SignedRecord};
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use bytes::Bytes;
-use std::collections::HashSet;
-use std::sync::Mutex;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 /// Most records under one signature.
 pub const BATCH_MAX: usize = 256;
@@ -19,7 +20,7 @@ pub const BATCH_MAX: usize = 256;
 pub(crate) const RECORD_BYTES_MAX: usize = 80 * 1024;
 
 const CONTEXT: &[u8] = b"atoll record batch v1\0";
-/// Verified signatures remembered, in each of two generations: 2 × 4096 × about 170 bytes.
+/// Verified signatures remembered, in each of two generations: 2 × 4096 × about 250 bytes.
 const REMEMBERED_MAX: usize = 4096;
 
 pub(crate) type Hash = [u8; 32];
@@ -70,24 +71,28 @@ impl BatchSigner {
     /// Signs records, at most [`BATCH_MAX`] at a time.
     #[must_use]
     pub fn sign(&self, records: &[Record]) -> Vec<SignedRecord> {
-        records.chunks(BATCH_MAX).flat_map(|batch| self.sign_batch(batch)).collect()
+        self.prove(records).iter().map(Proof::signed).collect()
     }
 
-    fn sign_batch(&self, records: &[Record]) -> Vec<SignedRecord> {
+    /// The same, as they are kept.
+    pub(crate) fn prove(&self, records: &[Record]) -> Vec<Proof> {
+        records.chunks(BATCH_MAX).flat_map(|batch| self.prove_batch(batch)).collect()
+    }
+
+    fn prove_batch(&self, records: &[Record]) -> Vec<Proof> {
         let encoded: Vec<Bytes> = records.iter().map(|record| record.encode_to_vec().into()).collect();
         let tree = tree::Tree::new(encoded.iter().map(|bytes| tree::leaf(bytes)).collect());
-        let count = encoded.len() as u32;
-        let signature = self.key.sign(&signed_bytes(count, &tree.root()));
+        let leaf_count = encoded.len() as u32;
+        let signature = self.key.sign(&signed_bytes(leaf_count, &tree.root()));
+        let batch = Arc::new(Batch { signer: self.fingerprint, leaf_count, signature });
         encoded
             .into_iter()
             .enumerate()
-            .map(|(index, record)| SignedRecord {
+            .map(|(index, record)| Proof {
                 record,
-                signer: self.fingerprint.to_vec(),
+                batch: Arc::clone(&batch),
                 leaf_index: index as u32,
-                leaf_count: count,
-                path: tree.path(index).into_iter().map(|hash| hash.to_vec()).collect(),
-                signature: signature.to_vec(),
+                path: tree.path(index).concat().into(),
             })
             .collect()
     }
@@ -99,27 +104,34 @@ fn signed_bytes(leaf_count: u32, root: &Hash) -> Vec<u8> {
 
 /// Checks records against their signatures, and remembers signatures that were good, so that a batch
 /// costs one check.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Verifier {
     good: Mutex<Remembered>,
+    most: usize,
+}
+
+impl Default for Verifier {
+    fn default() -> Self {
+        Self { good: Mutex::default(), most: REMEMBERED_MAX }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Remembered {
-    young: HashSet<Hash>,
-    old: HashSet<Hash>,
+    young: HashMap<Hash, Arc<Batch>>,
+    old: HashMap<Hash, Arc<Batch>>,
 }
 
 impl Remembered {
-    fn holds(&mut self, signature: &Hash) -> bool {
-        self.young.contains(signature) || self.old.contains(signature)
+    fn find(&self, mark: &Hash) -> Option<Arc<Batch>> {
+        self.young.get(mark).or_else(|| self.old.get(mark)).cloned()
     }
 
-    fn keep(&mut self, signature: Hash) {
-        if self.young.len() >= REMEMBERED_MAX {
+    fn keep(&mut self, mark: Hash, batch: Arc<Batch>, most: usize) {
+        if self.young.len() >= most {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(signature);
+        self.young.insert(mark, batch);
     }
 }
 
@@ -130,9 +142,19 @@ impl Verifier {
         Self::default()
     }
 
+    /// One that remembers every signature, for as long as a node reads what it has kept.
+    pub(crate) fn unforgetting() -> Self {
+        Self { most: usize::MAX, ..Self::default() }
+    }
+
     /// Checks that `signed` holds a record which the key `public_key` signed, and decodes it.
-    pub fn verify(&self, signed: &SignedRecord, public_key: &[u8; 32]) -> Result<Record, Refusal> {
-        if signed.record.len() > RECORD_BYTES_MAX || signed.signature.len() != 64 {
+    pub(crate) fn verify(
+        &self,
+        signed: &SignedRecord,
+        public_key: &[u8; 32],
+    ) -> Result<(Record, Arc<Batch>), Refusal> {
+        let batch = Batch::of(signed).ok_or(Refusal::Malformed)?;
+        if signed.record.len() > RECORD_BYTES_MAX {
             return Err(Refusal::Malformed);
         }
         let path = signed
@@ -142,27 +164,24 @@ impl Verifier {
             .collect::<Result<Vec<_>, _>>()?;
         let root = tree::root_of(&signed.record, signed.leaf_index, signed.leaf_count, &path)
             .ok_or(Refusal::Signature)?;
-        self.verify_root(public_key, signed.leaf_count, &root, &signed.signature)?;
-        Record::decode(signed.record.clone()).map_err(|_| Refusal::Malformed)
+        let batch = self.verify_root(public_key, &root, batch)?;
+        let record = Record::decode(signed.record.clone()).map_err(|_| Refusal::Malformed)?;
+        Ok((record, batch))
     }
 
-    fn verify_root(
-        &self,
-        key: &[u8; 32],
-        leaf_count: u32,
-        root: &Hash,
-        signature: &[u8],
-    ) -> Result<(), Refusal> {
+    fn verify_root(&self, key: &[u8; 32], root: &Hash, batch: Batch) -> Result<Arc<Batch>, Refusal> {
         // The signature is part of what is remembered: a copy with another, bad one must not be relayed.
-        let mark = sha256(&[key, &leaf_count.to_be_bytes(), root, signature]);
-        if self.remembered().holds(&mark) {
-            return Ok(());
+        let count = batch.leaf_count.to_be_bytes();
+        let mark = sha256(&[key, &batch.signer, &count, root, &batch.signature]);
+        if let Some(batch) = self.remembered().find(&mark) {
+            return Ok(batch);
         }
         UnparsedPublicKey::new(&ED25519, key)
-            .verify(&signed_bytes(leaf_count, root), signature)
+            .verify(&signed_bytes(batch.leaf_count, root), &batch.signature)
             .map_err(|_| Refusal::Signature)?;
-        self.remembered().keep(mark);
-        Ok(())
+        let batch = Arc::new(batch);
+        self.remembered().keep(mark, Arc::clone(&batch), self.most);
+        Ok(batch)
     }
 
     fn remembered(&self) -> std::sync::MutexGuard<'_, Remembered> {
@@ -194,7 +213,7 @@ mod tests {
             let records = records(count);
             let verifier = Verifier::new();
             for (record, signed) in records.iter().zip(key.sign(&records)) {
-                assert_eq!(verifier.verify(&signed, &public).as_ref(), Ok(record));
+                assert_eq!(verifier.verify(&signed, &public).unwrap().0, *record);
             }
         }
     }
@@ -224,7 +243,7 @@ mod tests {
             assert!(verifier.verify(&bad, &public).is_err(), "{bad:?}");
         }
         let other = new_key().key.public_key();
-        assert_eq!(verifier.verify(&signed[3], &other), Err(Refusal::Signature));
+        assert_eq!(verifier.verify(&signed[3], &other).unwrap_err(), Refusal::Signature);
     }
 
     #[test]
@@ -241,7 +260,7 @@ mod tests {
             leaf_count: 2,
             ..signed[0].clone()
         };
-        assert_eq!(Verifier::new().verify(&forged, &public), Err(Refusal::Signature));
+        assert_eq!(Verifier::new().verify(&forged, &public).unwrap_err(), Refusal::Signature);
     }
 
     proptest! {

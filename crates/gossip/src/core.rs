@@ -13,7 +13,7 @@ use crate::signers::{self, CertificateCheck, KnownSigner, Signers};
 use crate::stats::Stats;
 use atoll_model::{Kind, NodeName};
 use atoll_wire::gossip;
-use atoll_wire::record::{Denial, Record, RecordCertificate};
+use atoll_wire::record::{Denial, Record, RecordCertificate, SignedRecord};
 use publish::Outbox;
 use std::collections::hash_map::Entry as Place;
 use std::collections::{HashMap, HashSet};
@@ -24,6 +24,8 @@ pub use publish::{DesiredChange, PublishError};
 
 /// More new records at once than this are a node catching up, not news to be passed on at once.
 const NEWS_RECORDS_MAX: usize = 256;
+/// Threads that check what was kept on disk.
+const VERIFIERS_MAX: usize = 8;
 /// Bytes of records in one message, about.
 pub(crate) const DELTA_BYTES: usize = 1 << 20;
 
@@ -212,8 +214,8 @@ impl Core {
         let (deltas, more) = state.store.deltas(&digest, scopes, DELTA_BYTES);
         let mut named = HashSet::new();
         for record in deltas.iter().flat_map(|delta| &delta.records) {
-            if named.insert(record.signed.signer.as_slice()) {
-                let known = state.signers.find(&record.signed.signer);
+            if named.insert(record.proof.batch.signer) {
+                let known = state.signers.find(&record.proof.batch.signer);
                 into.certificates.extend(known.map(|known| RecordCertificate::clone(&known.certificate)));
             }
         }
@@ -343,34 +345,65 @@ impl Core {
         }
     }
 
-    /// Puts back what was on disk, verified again. Returns how many records are held.
-    pub(crate) fn restore(&self, kept: Kept, now_ms: u64) -> usize {
+    /// Puts back what was on disk, verified again. `read` hands over the records, some at a time, and tells
+    /// whether they were all. Returns how many are held.
+    pub(crate) fn restore(
+        &self,
+        kept: Kept,
+        read: impl FnOnce(&mut dyn FnMut(Vec<SignedRecord>)) -> bool,
+        now_ms: u64,
+    ) -> usize {
         for certificate in kept.certificates {
             if let Ok(known) = signers::admit(&*self.check, certificate) {
                 let _over_quota = self.state().signers.insert(known);
             }
         }
-        let mut logs: HashMap<LogId, Vec<Verified>> = HashMap::new();
-        let signer_of = |fingerprint: &[u8]| self.state().signers.find(fingerprint).cloned();
-        for signed in kept.records {
-            match exchange::read_record(signed, &self.verifier, signer_of) {
-                Ok(record) => logs.entry(disk_id(&record.entry).0).or_default().push(record),
-                Err((refusal, record)) => self.refuse(refusal, &self.name, Some(&record)),
-            }
+        for (id, mark) in &kept.logs {
+            self.state().store.begin_restore(id, *mark);
         }
+        let verifier = Verifier::unforgetting();
+        let whole = read(&mut |some| {
+            let verified = self.verify_all(some, &verifier);
+            let mut state = self.state();
+            verified.into_iter().for_each(|record| state.store.restore_record(record, now_ms));
+        });
         let own = Owner::Node(self.name.clone());
         let ours = |(id, mark): &&(LogId, Watermark)| id.owner == own && mark.epoch == self.own.signer.epoch;
         if let Some(newest) = kept.logs.iter().filter(ours).map(|(_, mark)| mark.version).max() {
             self.outbox().rise_to(newest);
         }
         let mut state = self.state();
-        for (id, mark) in kept.logs {
-            let mut records = logs.remove(&id).unwrap_or_default();
-            records.sort_by_key(|record| record.entry.version);
-            let applied = state.store.restore(&id, mark, records, now_ms);
-            state.hub.send(&applied.changes);
+        for (id, mark) in &kept.logs {
+            state.store.end_restore(id, *mark, whole);
         }
         state.store.len()
+    }
+
+    /// The records that are good, in no order that means anything. On all of the machine's processors: a node
+    /// does not serve before it is through.
+    fn verify_all(&self, records: Vec<SignedRecord>, verifier: &Verifier) -> Vec<Verified> {
+        let signers: HashMap<Hash, KnownSigner> =
+            self.state().signers.known().map(|(hash, known)| (*hash, known.clone())).collect();
+        let signer_of = |fingerprint: &[u8]| signers.get(&Hash::try_from(fingerprint).ok()?).cloned();
+        let verify = |signed| match exchange::read_record(signed, verifier, signer_of) {
+            Ok(record) => Some(record),
+            Err((refusal, record)) => {
+                self.refuse(refusal, &self.name, Some(&record));
+                None
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(VERIFIERS_MAX));
+        let share = records.len().div_ceil(threads).max(1);
+        let mut records = records.into_iter();
+        std::thread::scope(|scope| {
+            let shares: Vec<_> = std::iter::from_fn(|| {
+                let share: Vec<SignedRecord> = records.by_ref().take(share).collect();
+                (!share.is_empty()).then_some(share)
+            })
+            .map(|share| scope.spawn(move || share.into_iter().filter_map(verify).collect::<Vec<_>>()))
+            .collect();
+            shares.into_iter().flat_map(|share| share.join().unwrap_or_default()).collect()
+        })
     }
 
     /// Once in a while: collects old deletions, and certificates that no record needs.
@@ -383,18 +416,24 @@ impl Core {
             dirty.logs.insert(disk_id(entry).0);
         }
         let own = signers::fingerprint(&self.own.certificate);
-        let used: HashSet<&[u8]> = store.records().map(|record| record.signed.signer.as_slice()).collect();
-        let gone = signers.retain(|hash| *hash == own || used.contains(hash.as_slice()));
+        let mut used: HashSet<Hash> = HashSet::new();
+        let mut last = None;
+        for record in store.records() {
+            // Most records are of few batches: their hash is not worth the while.
+            if last.replace(Arc::as_ptr(&record.proof.batch)) != Some(Arc::as_ptr(&record.proof.batch)) {
+                used.insert(record.proof.batch.signer);
+            }
+        }
+        let gone = signers.retain(|hash| *hash == own || used.contains(hash));
         for hash in gone {
             dirty.certificates.insert(hash, None);
         }
     }
 }
 
-/// What was on disk, not verified.
+/// What was on disk, not verified, beside the records.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    pub(crate) records: Vec<atoll_wire::record::SignedRecord>,
     pub(crate) logs: Vec<(LogId, Watermark)>,
     pub(crate) certificates: Vec<RecordCertificate>,
 }

@@ -3,6 +3,7 @@
 
 use crate::authority::{self, Refusal};
 use crate::batch::{RECORD_BYTES_MAX, Verifier, sha256};
+use crate::records::proof::Proof;
 use crate::records::{Delta, LogId, Verified, Watermark};
 use crate::scope::{Entry, Owner, Scope};
 use crate::signers::KnownSigner;
@@ -75,7 +76,7 @@ pub(crate) fn write_delta(delta: &Delta) -> gossip::Delta {
         after: delta.after,
         more: delta.more,
         floor: delta.floor,
-        records: delta.records.iter().map(|record| SignedRecord::clone(&record.signed)).collect(),
+        records: delta.records.iter().map(|record| record.proof.signed()).collect(),
     }
 }
 
@@ -138,17 +139,19 @@ pub(crate) fn read_record(
     signed.record = Bytes::copy_from_slice(&signed.record);
     let nothing = |refusal| (refusal, Box::new(Record::default()));
     let known = signer_of(&signed.signer).ok_or_else(|| nothing(Refusal::UnknownSigner))?;
-    let record = verifier.verify(&signed, &known.signer.public_key).map_err(nothing)?;
+    let (record, batch) = verifier.verify(&signed, &known.signer.public_key).map_err(nothing)?;
     if let Err(refusal) = authority::check(&known.signer, &record) {
         return Err((refusal, Box::new(record)));
     }
     let id = log_id(&record.owner, &record.scope);
     let Some(id) = id else { return Err((Refusal::Malformed, Box::new(record))) };
-    Ok(verified(id, record, signed, &known))
+    Ok(verified(id, record, Proof::new(signed, batch), &known))
 }
 
 /// A record that was checked, or that this node has just signed.
-pub(crate) fn verified(id: LogId, record: Record, signed: SignedRecord, by: &KnownSigner) -> Verified {
+pub(crate) fn verified(id: LogId, record: Record, proof: Proof, by: &KnownSigner) -> Verified {
+    // The body is in the bytes that were signed: it is not to be kept twice.
+    let body = Record::decode(proof.record.clone()).map_or(record.body, |same| same.body);
     let entry = Entry {
         owner: id.owner,
         kind: Kind(record.kind),
@@ -157,9 +160,9 @@ pub(crate) fn verified(id: LogId, record: Record, signed: SignedRecord, by: &Kno
         epoch: record.epoch,
         version: record.version,
         deleted: record.deleted,
-        body: record.body,
+        body,
         signer: Arc::clone(&by.signer),
         written_ms: record.written_ms,
     };
-    Verified { entry: Arc::new(entry), signed: Arc::new(signed) }
+    Verified { entry: Arc::new(entry), proof: Arc::new(proof) }
 }

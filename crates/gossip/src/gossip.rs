@@ -326,7 +326,7 @@ async fn load(
         let signer = BatchSigner::from(record);
         let core = Core::new(name, scopes, signer, check, stats, Limits::default(), next.unwrap_or(1))
             .map_err(StartError::RecordCertificate)?;
-        let held = core.restore(kept, now);
+        let held = core.restore(kept, |each| disk.read_records(each), now);
         if next.is_none() && held > 0 {
             core.skip_versions_to(core.last_version() + LOST_SKIP);
         }

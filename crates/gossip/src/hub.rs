@@ -18,6 +18,9 @@ struct Mailbox {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// What there was at the subscription, told before all else. A list: of the many there may be then, each is
+    /// there once.
+    first: Vec<Arc<Entry>>,
     entries: HashMap<EntryId, Arc<Entry>>,
     closed: bool,
 }
@@ -52,6 +55,9 @@ impl Subscription {
         loop {
             {
                 let mut waiting = self.0.waiting();
+                if !waiting.first.is_empty() {
+                    return Some(std::mem::take(&mut waiting.first));
+                }
                 if !waiting.entries.is_empty() {
                     return Some(std::mem::take(&mut waiting.entries).into_values().collect());
                 }
@@ -81,8 +87,11 @@ impl Hub {
     ) -> Subscription {
         let mailbox =
             Arc::new(Mailbox { kinds: kinds.to_vec(), waiting: Mutex::default(), wake: Notify::new() });
-        mailbox.waiting().closed = self.closed;
-        mailbox.put(present);
+        {
+            let mut waiting = mailbox.waiting();
+            waiting.closed = self.closed;
+            waiting.first = present.cloned().collect();
+        }
         self.mailboxes.retain(|weak| weak.strong_count() > 0);
         self.mailboxes.push(Arc::downgrade(&mailbox));
         Subscription(mailbox)

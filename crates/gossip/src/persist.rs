@@ -7,6 +7,7 @@ mod database;
 use crate::core::{Core, Dirty, Kept, State, disk_id};
 use crate::records::{LogId, Watermark};
 use crate::stats::Stats;
+use atoll_wire::record::SignedRecord;
 pub(crate) use counters::{Counters, LOST_SKIP};
 use database::Database;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Opens what `dir` holds, and reads it. A file that can't be read is moved aside; a disk that can't
+    /// Opens what `dir` holds, and reads all but the records. A file that can't be read is moved aside; a disk that can't
     /// be written is used from memory, and tried again.
     pub(crate) fn open(dir: &Path, stats: Arc<Stats>, now_ms: u64) -> (Self, Kept) {
         let path = dir.join(FILE);
@@ -63,6 +64,15 @@ impl Disk {
         if let Err(why) = self.counters.reserve(core.last_version()) {
             self.complain("own record versions can't be reserved on disk", &why.to_string());
         }
+    }
+
+    /// Hands over the records that are on disk, some at a time; false when not all of them.
+    pub(crate) fn read_records(&self, each: &mut dyn FnMut(Vec<SignedRecord>)) -> bool {
+        let read = self.database.as_ref().map_or(Ok(()), |database| database.records(each));
+        if let Err(why) = &read {
+            self.complain("kept records could not all be read", &why.to_string());
+        }
+        read.is_ok()
     }
 
     fn complain(&self, what: &'static str, why: &str) {

@@ -13,11 +13,12 @@
 //! A peer can't make a record, nor raise a watermark beyond a record that its owner signed. It can withhold.
 
 pub(crate) mod log;
+pub(crate) mod proof;
 pub(crate) mod store;
 
 use crate::scope::{Entry, Owner, Scope};
 use atoll_model::Kind;
-use atoll_wire::record::SignedRecord;
+use proof::Proof;
 use std::sync::Arc;
 
 pub(crate) use store::{Applied, Delta, Store};
@@ -26,13 +27,13 @@ pub(crate) use store::{Applied, Delta, Store};
 #[derive(Debug, Clone)]
 pub(crate) struct Verified {
     pub(crate) entry: Arc<Entry>,
-    pub(crate) signed: Arc<SignedRecord>,
+    pub(crate) proof: Arc<Proof>,
 }
 
 impl Verified {
     /// Bytes on the wire, about.
     pub(crate) fn bytes(&self) -> usize {
-        self.signed.record.len() + self.signed.path.len() * 34 + 110
+        self.proof.record.len() + self.proof.path.len() / 32 * 34 + 110
     }
 }
 
@@ -75,7 +76,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             logs: 40_000,
-            node_records: 20_000,
+            node_records: 200_000,
             control_records: 1_000_000,
             opaque_records: 256,
             opaque_bytes: 256 * 1024,

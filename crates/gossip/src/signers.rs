@@ -40,6 +40,10 @@ impl Signers {
         self.0.iter().map(|(hash, known)| (*hash, Arc::clone(&known.certificate)))
     }
 
+    pub(crate) fn known(&self) -> impl Iterator<Item = (&Hash, &KnownSigner)> {
+        self.0.iter()
+    }
+
     pub(crate) fn holds(&self, certificate: &RecordCertificate) -> bool {
         self.0.contains_key(&fingerprint(certificate))
     }

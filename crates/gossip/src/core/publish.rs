@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Keys that a node may publish.
-const PUBLISHED_MAX: usize = 20_000;
+const PUBLISHED_MAX: usize = 200_000;
 /// Records of one revision of desired state.
 const REVISION_RECORDS_MAX: usize = 4096;
 /// Their bytes.
@@ -170,12 +170,12 @@ impl Core {
             return more;
         }
         let own = Owner::Node(self.name.clone());
-        let signed = self.signer.sign(&records);
+        let proofs = self.signer.prove(&records);
         let mut scopes: BTreeMap<Scope, Vec<Verified>> = BTreeMap::new();
-        for (record, signed) in records.into_iter().zip(signed) {
+        for (record, proof) in records.into_iter().zip(proofs) {
             let Ok(scope) = Scope::parse(&record.scope) else { continue };
             let id = LogId { owner: own.clone(), scope: scope.clone() };
-            scopes.entry(scope).or_default().push(exchange::verified(id, record, signed, &self.own));
+            scopes.entry(scope).or_default().push(exchange::verified(id, record, proof, &self.own));
         }
         for (scope, records) in scopes {
             self.write(LogId { owner: own.clone(), scope }, self.own.signer.epoch, records, now_ms);
@@ -255,10 +255,9 @@ impl Core {
             if records.is_empty() {
                 continue;
             }
-            let signed = self.signer.sign(&records);
-            let pairs = records.into_iter().zip(signed);
+            let pairs = self.signer.prove(&records).into_iter().zip(records);
             let verified =
-                pairs.map(|(record, signed)| exchange::verified(log.clone(), record, signed, &self.own));
+                pairs.map(|(proof, record)| exchange::verified(log.clone(), record, proof, &self.own));
             self.write(log.clone(), epoch, verified.collect(), now_ms);
         }
         Ok(())

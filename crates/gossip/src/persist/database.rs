@@ -14,6 +14,8 @@ const LOGS: TableDefinition<'_, &[u8], (u64, u64, u64, bool)> = TableDefinition:
 const CERTIFICATES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("certificates 1");
 /// Read once at the start, written seldom: a small cache is enough.
 const CACHE_BYTES: usize = 2 << 20;
+/// Records that are read before they are handed over.
+const AT_A_TIME: usize = 4096;
 
 /// Why the file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +32,7 @@ pub(crate) enum Error {
 pub(crate) struct Database(redb::Database);
 
 impl Database {
-    /// Opens the file, or makes it, and reads all of it.
+    /// Opens the file, or makes it, and reads all but the records.
     pub(crate) fn open(path: &Path) -> Result<(Self, Kept), Error> {
         // A damaged file can make the library panic; that must not end the node.
         catch_unwind(|| {
@@ -63,12 +65,36 @@ impl Database {
             let (_, value) = row.map_err(damaged)?;
             kept.certificates.extend(RecordCertificate::decode(value.value()).ok());
         }
+        // To know that it can be read; kept in memory they would be more than what is made of them.
         let table = transaction.open_table(RECORDS).map_err(damaged)?;
         for row in table.iter().map_err(damaged)? {
-            let (_, value) = row.map_err(damaged)?;
-            kept.records.extend(SignedRecord::decode(bytes::Bytes::copy_from_slice(value.value())).ok());
+            row.map_err(damaged)?;
         }
         Ok(kept)
+    }
+
+    /// Hands over every record, some at a time.
+    pub(crate) fn records(&self, each: &mut dyn FnMut(Vec<SignedRecord>)) -> Result<(), Error> {
+        catch_unwind(AssertUnwindSafe(|| {
+            let transaction = self.0.begin_read().map_err(damaged)?;
+            let table = match transaction.open_table(RECORDS) {
+                Ok(table) => table,
+                // A new file.
+                Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+                Err(why) => return Err(damaged(why)),
+            };
+            let mut some = Vec::with_capacity(AT_A_TIME);
+            for row in table.iter().map_err(damaged)? {
+                let (_, value) = row.map_err(damaged)?;
+                some.extend(SignedRecord::decode(value.value()).ok());
+                if some.len() >= AT_A_TIME {
+                    each(std::mem::replace(&mut some, Vec::with_capacity(AT_A_TIME)));
+                }
+            }
+            each(some);
+            Ok(())
+        }))
+        .unwrap_or_else(|_| Err(Error::Damaged("reading it failed unexpectedly".into())))
     }
 
     /// Writes the changes in one transaction; with `anew`, nothing else is left in the file.
@@ -102,7 +128,7 @@ impl Database {
                 let key = record_key(id);
                 match record {
                     Some(record) => {
-                        drop(table.insert(key.as_slice(), record.signed.encode_to_vec().as_slice())?)
+                        drop(table.insert(key.as_slice(), record.proof.signed().encode_to_vec().as_slice())?)
                     }
                     None => drop(table.remove(key.as_slice())?),
                 }

@@ -12,6 +12,12 @@ fn stats() -> Arc<Stats> {
     Arc::new(Stats::new(&Metrics::new()))
 }
 
+fn count(disk: &Disk) -> usize {
+    let mut count = 0;
+    assert!(disk.read_records(&mut |some| count += some.len()));
+    count
+}
+
 fn filled(node: &TestNode) -> Core {
     let core = core_for(node, Limits::default(), 1);
     core.publish(Kind::NODE, &Scope::Global, "ctl", Bytes::from_static(b"facts"));
@@ -40,7 +46,7 @@ fn what_was_written_is_read_back_and_verified() {
     let next = disk.counters().next_version().unwrap();
     assert!(next > core.last_version());
     let again = core_for(&node, Limits::default(), next);
-    assert_eq!(again.restore(kept, 9), 3);
+    assert_eq!(again.restore(kept, |each| disk.read_records(each), 9), 3);
     assert_eq!(again.desired_version(&Scope::Global), (3, 3));
     assert!(again.find(Kind::CLUSTER, &Scope::Global, "a").is_none());
     assert_eq!(again.find(Kind::CLUSTER, &Scope::Global, "b").unwrap().body, Bytes::from_static(b"y"));
@@ -60,11 +66,12 @@ fn a_damaged_file_is_moved_aside() {
     std::fs::write(dir.path().join(FILE), b"this is no database at all, only some text that is long enough")
         .unwrap();
     let (mut disk, kept) = Disk::open(dir.path(), stats(), 77);
-    assert!(kept.records.is_empty());
+    assert_eq!(count(&disk), 0);
+    assert!(kept.logs.is_empty());
     assert!(dir.path().join("gossip.damaged-77").exists());
     assert!(disk.write(&filled(&TestNode::new("ctl", "fra", &[Role::Control]))));
     drop(disk);
-    assert_eq!(Disk::open(dir.path(), stats(), 78).1.records.len(), 3);
+    assert_eq!(count(&Disk::open(dir.path(), stats(), 78).0), 3);
 }
 
 #[test]
@@ -78,7 +85,7 @@ fn a_disk_that_can_not_be_written_is_tried_again_with_nothing_lost() {
     std::fs::create_dir(&dir).unwrap();
     assert!(disk.write(&core));
     drop(disk);
-    assert_eq!(Disk::open(&dir, stats(), 6).1.records.len(), 3);
+    assert_eq!(count(&Disk::open(&dir, stats(), 6).0), 3);
 }
 
 #[test]
@@ -92,9 +99,9 @@ fn a_file_that_is_removed_meanwhile_is_written_anew_with_all() {
     // Nothing has changed since, and yet all is to be there.
     assert!(disk.write(&core));
     drop(disk);
-    let (_, kept) = Disk::open(dir.path(), stats(), 6);
-    assert_eq!((kept.records.len(), kept.certificates.len()), (3, 1));
-    assert_eq!(core_for(&node, Limits::default(), 1).restore(kept, 9), 3);
+    let (disk, kept) = Disk::open(dir.path(), stats(), 6);
+    assert_eq!((count(&disk), kept.certificates.len()), (3, 1));
+    assert_eq!(core_for(&node, Limits::default(), 1).restore(kept, |each| disk.read_records(each), 9), 3);
 }
 
 #[test]
@@ -108,7 +115,7 @@ fn what_an_unread_file_holds_does_not_come_back() {
     std::fs::rename(&file, &away).unwrap();
     std::fs::create_dir(&file).unwrap();
     let (mut disk, kept) = Disk::open(dir.path(), stats(), 6);
-    assert!(kept.records.is_empty() && disk.database.is_none());
+    assert!(kept.logs.is_empty() && disk.database.is_none());
     // What has become of "b" was collected before this node heard anything.
     let core = core_for(&node, Limits::default(), 1);
     core.publish_desired(3, vec![desired("c", 9, Some(b"z"))], 1).unwrap();
@@ -118,7 +125,28 @@ fn what_an_unread_file_holds_does_not_come_back() {
     assert!(disk.write(&core));
     drop(disk);
     let again = core_for(&node, Limits::default(), 1);
-    again.restore(Disk::open(dir.path(), stats(), 7).1, 9);
+    let (disk, kept) = Disk::open(dir.path(), stats(), 7);
+    again.restore(kept, |each| disk.read_records(each), 9);
     assert!(again.find(Kind::CLUSTER, &Scope::Global, "b").is_none());
     assert!(again.find(Kind::CLUSTER, &Scope::Global, "c").is_some());
+}
+
+#[test]
+fn a_file_that_breaks_off_while_it_is_read_is_told_again_in_full() {
+    let dir = TempDir::new().unwrap();
+    let node = TestNode::new("ctl", "fra", &[Role::Control]);
+    let (mut disk, _) = Disk::open(dir.path(), stats(), 5);
+    assert!(disk.write(&filled(&node)));
+    drop(disk);
+    let (disk, kept) = Disk::open(dir.path(), stats(), 6);
+    let again = core_for(&node, Limits::default(), 1);
+    let half = |each: &mut dyn FnMut(Vec<SignedRecord>)| {
+        disk.read_records(&mut |mut some| {
+            some.truncate(1);
+            each(some);
+        });
+        false
+    };
+    again.restore(kept, half, 9);
+    assert_eq!(again.desired_version(&Scope::Global).1, 0, "what it has is not taken for all");
 }

@@ -177,26 +177,32 @@ impl Store {
         applied
     }
 
-    /// Puts back a log as it was kept on disk. The records were verified again.
-    pub(crate) fn restore(
-        &mut self,
-        id: &LogId,
-        mark: Watermark,
-        records: Vec<Verified>,
-        now_ms: u64,
-    ) -> Applied {
-        let mut applied = Applied::default();
+    /// Begins to put back a log as it was kept on disk.
+    pub(crate) fn begin_restore(&mut self, id: &LogId, mark: Watermark) {
         let log = self.logs.entry(id.clone()).or_insert_with(|| Log::new(mark.epoch));
         log.raise_floor(mark.floor);
-        for record in records.into_iter().filter(|record| record.entry.epoch == mark.epoch) {
-            take(log, record, &self.limits, now_ms, &mut applied);
+    }
+
+    /// Puts back one of its records, which was verified again.
+    pub(crate) fn restore_record(&mut self, record: Verified, now_ms: u64) {
+        let entry = &record.entry;
+        let id = LogId { owner: entry.owner.clone(), scope: entry.scope.clone() };
+        let log = self.logs.get_mut(&id).filter(|log| log.watermark().epoch == entry.epoch);
+        let Some(log) = log else { return };
+        let mut applied = Applied::default();
+        take(log, record, &self.limits, now_ms, &mut applied);
+        self.show(&applied.changes);
+    }
+
+    /// Ends it. A log of which not all could be read is to be told again.
+    pub(crate) fn end_restore(&mut self, id: &LogId, mark: Watermark, whole: bool) {
+        let Some(log) = self.logs.get_mut(id) else { return };
+        if whole {
+            log.advance(mark.version);
         }
-        log.advance(mark.version);
-        if mark.resyncing {
+        if mark.resyncing || !whole {
             log.begin_resync(mark.epoch, 0);
         }
-        self.show(&applied.changes);
-        applied
     }
 
     /// Forgets what an owner said in epochs below `before`.

@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
+use crate::records::proof::{Batch, Proof};
 use crate::signers::test_signer;
 use atoll_model::Roles;
-use atoll_wire::record::SignedRecord;
 use bytes::Bytes;
 use proptest::prelude::*;
 
@@ -24,8 +24,10 @@ pub(crate) fn verified(id: &LogId, epoch: u64, version: u64, key: &str, body: Op
         signer: Arc::new(test_signer("ctl", "fra", &Roles::NONE)),
         written_ms: 0,
     };
-    let signed = SignedRecord { record: Bytes::from_static(&[0; 100]), ..SignedRecord::default() };
-    Verified { entry: Arc::new(entry), signed: Arc::new(signed) }
+    let batch = Arc::new(Batch { signer: [0; 32], leaf_count: 1, signature: [0; 64] });
+    let record = Bytes::from_static(&[0; 100]);
+    let proof = Proof { record, batch, leaf_index: 0, path: Box::default() };
+    Verified { entry: Arc::new(entry), proof: Arc::new(proof) }
 }
 
 fn view(store: &Store) -> Vec<(String, String, Bytes)> {
@@ -279,7 +281,9 @@ proptest! {
                     let before = view(&stores[node]);
                     let mut fresh = store();
                     for (id, log) in stores[node].logs() {
-                        fresh.restore(id, log.watermark(), log.records().cloned().collect(), now);
+                        fresh.begin_restore(id, log.watermark());
+                        log.records().for_each(|record| fresh.restore_record(record.clone(), now));
+                        fresh.end_restore(id, log.watermark(), true);
                     }
                     let resyncing = stores[node].logs().any(|(_, log)| log.watermark().resyncing);
                     if !resyncing {
