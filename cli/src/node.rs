@@ -4,6 +4,7 @@ mod attach;
 pub mod config;
 mod denials;
 mod dns;
+mod drains;
 mod facts;
 mod identity;
 mod node_plane;

@@ -11,14 +11,19 @@ mod auth;
 mod bundles;
 mod changes;
 mod deploys;
+mod domains;
+mod drains;
 mod lists;
 mod logs;
 mod nodes;
 mod openapi;
 mod orgs;
 mod problem;
+mod releases;
 mod routes;
+mod schema;
 mod server;
+mod sites;
 mod status;
 mod tokens;
 mod uses;
@@ -30,12 +35,12 @@ pub use server::{ServerTls, serve};
 
 use crate::apps::Context;
 use crate::attach::Attached;
+use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::metrics::ControlMetrics;
 use crate::publisher::Held;
 use crate::reconciler::progress::Progresses;
 use crate::store::seal::Sealer;
-use crate::bundles::Bundles;
 use crate::store::{Change, Store, StoreError};
 use crate::world::World;
 use atoll_mesh_ca::MeshCa;
@@ -77,13 +82,13 @@ pub struct Parts {
     pub ca: Arc<MeshCa>,
     /// Removals that wait for a confirmation.
     pub held: Held,
+    /// What is uploaded.
+    pub bundles: Bundles,
     /// What is counted.
     pub metrics: ControlMetrics,
 }
 
 /// Forgets what has run out: kept answers, ended tokens, old entries of the audit log.
-    /// What is uploaded.
-    pub bundles: Bundles,
 pub(crate) fn sweep(change: &mut Change<'_>, now_ms: u64) -> Result<(), StoreError> {
     changes::sweep(change, now_ms);
     api_tokens::sweep(change, now_ms);

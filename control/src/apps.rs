@@ -16,7 +16,7 @@ pub use again::{Which, accept_revision, accept_scale};
 pub use plan::{PlannedChange, plan_changes};
 
 use crate::certificates::Certificates;
-use crate::store::objects::{App, Cause, Deploy, DeployState, Domain, Placement, Revision, Service};
+use crate::store::objects::{App, Cause, Deploy, DeployState, Placement, Revision, Service};
 use crate::store::{Change, StoreError};
 use atoll_model::{AppName, ObjectId, OrgName, RevisionId};
 use std::sync::Arc;

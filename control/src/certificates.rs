@@ -95,8 +95,7 @@ impl Certificates {
         domain: &str,
         uploaded: &Uploaded,
     ) -> Result<Domain, CertificateError> {
-        let sealed_key =
-            self.sealer.seal(&purpose(domain), &uploaded.key).map_err(CertificateError::Seal)?;
+        let sealed_key = self.sealer.seal(&purpose(domain), &uploaded.key).map_err(CertificateError::Seal)?;
         Ok(Domain {
             org: cluster.org.clone(),
             domain: domain.to_owned(),

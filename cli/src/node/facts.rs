@@ -11,6 +11,7 @@ use atoll_process::clock::unix_ms;
 use atoll_wire::record::{ApplyError, NodeFacts};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How often the facts are looked at; what has not changed is not said again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -37,6 +38,8 @@ pub struct Addresses {
 pub struct Phases {
     /// The node says that it drains, before it does.
     pub leaving: Drain,
+    /// An operator wants it to take nothing new.
+    pub wished: watch::Receiver<bool>,
     /// Its end.
     pub drain: Drain,
 }
@@ -50,7 +53,7 @@ pub async fn run(
     apply_errors: ApplyErrors,
     phases: Phases,
 ) {
-    let Phases { leaving, drain } = phases;
+    let Phases { leaving, mut wished, drain } = phases;
     let config = live.load();
     let base = facts(&config, &addresses, &gossip);
     let mut said: Vec<(Kind, Scope, NodeFacts)> = gossip
@@ -65,7 +68,7 @@ pub async fn run(
         for (kind, scope, facts) in &mut said {
             (facts.latitude, facts.longitude) = (config.latitude, config.longitude);
             facts.certificate_not_after_ms = identity.not_after_ms();
-            facts.draining = leaving.is_draining();
+            facts.draining = leaving.is_draining() || *wished.borrow();
             // Roles apply what arrives within milliseconds; what they could not apply they name.
             let (_, applied) = gossip.desired_version(scope);
             facts.apply_errors = apply_errors()
@@ -82,6 +85,8 @@ pub async fn run(
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = leaving.draining(), if !said_draining => said_draining = true,
+            // Who sends the wish ends with the node: from then on the wait alone counts.
+            Ok(()) = wished.changed() => {}
             () = drain.forced() => return,
         }
     }

@@ -4,6 +4,7 @@ use super::NodeArgs;
 use super::attach;
 use super::config::NodeConfig;
 use super::denials;
+use super::drains;
 use super::facts::{self, Addresses};
 use super::identity::{self, Membership};
 use super::node_plane;
@@ -19,11 +20,12 @@ use atoll_model::{Kind, Role};
 use atoll_process::clock::unix_ms;
 use atoll_process::drain::{self, Drain};
 use atoll_process::signals::{Hangups, Terminations};
-use atoll_process::{Admin, Metrics, Tasks, files, logging};
+use atoll_process::{Admin, Metrics, Tasks, files, logging, service};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 /// Threads for gossip, control and disk; the data path has its own.
@@ -53,6 +55,7 @@ pub fn run(args: NodeArgs) -> anyhow::Result<()> {
 }
 
 async fn node(args: NodeArgs, config: NodeConfig) -> anyhow::Result<()> {
+    let _watchdog = AbortOnDropHandle::new(tokio::spawn(service::watchdog()));
     let mut terminations = Terminations::listen()?;
     let hangups = Hangups::listen()?;
     info!(node = %config.name, roles = %config.roles, site = %config.site, "starting");
@@ -77,6 +80,7 @@ async fn node(args: NodeArgs, config: NodeConfig) -> anyhow::Result<()> {
     if let Some(why) = &failed {
         error!(why, "a part of the node failed");
     }
+    service::stopping();
     leaving.start();
     // Others route around this node before it takes no more.
     let config = live.load();
@@ -126,6 +130,9 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
     };
     let gossip = start_gossip(&config, &mut ports, record, &identity, &metrics, &drain).await?;
     tasks.spawn_vital("denials", denials::follow(gossip.clone(), identity.clone(), drain.clone()));
+    let own = (&config.name, &config.region, config.roles);
+    let (wished, following) = drains::follow(&gossip, own, drain.clone());
+    tasks.spawn_vital("drain wishes", following);
 
     let ground = Ground {
         config: config.clone(),
@@ -180,7 +187,7 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
             gossip.clone(),
             identity.clone(),
             roles.apply_errors(),
-            facts::Phases { leaving: leaving.clone(), drain: drain.clone() },
+            facts::Phases { leaving: leaving.clone(), wished: wished.clone(), drain: drain.clone() },
         ),
     );
     if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
@@ -189,13 +196,14 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
             attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()),
         );
     }
-    let admin = admin(&config, metrics, &identity, &gossip, &roles, &leaving);
+    let admin = admin(&config, metrics, &identity, &gossip, &roles, &leaving, wished);
     tasks.spawn_vital(
         "admin",
         admin.serve(admin_listener, Some(config.data_dir.join("admin.sock")), drain.clone()),
     );
     let running = roles.run();
     info!(node = %config.name, "running");
+    service::ready();
     Ok(Started { live, leaving: leaving_trigger, trigger, running, tasks, gossip })
 }
 
@@ -246,11 +254,17 @@ fn admin(
     gossip: &Gossip,
     roles: &roles::Roles,
     leaving: &Drain,
+    wished: tokio::sync::watch::Receiver<bool>,
 ) -> Admin {
     let (own, draining) = (identity.clone(), leaving.clone());
     let mut admin = Admin::new(metrics)
         .ready_check("node", move || match draining.is_draining() {
             true => Err("the node is draining".to_owned()),
+            false => Ok(()),
+        })
+        // Whatever sends clients here by readiness is to send them elsewhere.
+        .ready_check("drain", move || match *wished.borrow() {
+            true => Err("an operator has drained this node: `atoll drain NAME --off` ends that".to_owned()),
             false => Ok(()),
         })
         .ready_check("certificate", move || match own.not_after_ms() > unix_ms() {
@@ -309,6 +323,8 @@ fn gossip_state(gossip: &Gossip) -> serde_json::Value {
         ("certificate", Kind::CERTIFICATE),
         ("denial", Kind::DENIAL),
         ("region_denial", Kind::REGION_DENIAL),
+        ("drain", Kind::DRAIN),
+        ("region_drain", Kind::REGION_DRAIN),
         ("placement", Kind::PLACEMENT),
     ];
     let records: serde_json::Map<String, serde_json::Value> =

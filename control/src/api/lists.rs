@@ -1,7 +1,8 @@
-//! Services, revisions, instances, domains.
+//! Services, revisions, instances.
 
 use super::Api;
 use crate::apps::Caller;
+use crate::apps::plan::changed_fields;
 use crate::store::objects::{Domain, Placement, PlacementState, Revision, Service};
 use crate::world::Observed;
 use axum::extract::{Query, State};
@@ -49,6 +50,8 @@ pub(super) struct ServiceView {
 pub(super) struct RegionView {
     pub(super) min: u32,
     pub(super) max: u32,
+    /// How many are to run: `min`, or what `atoll scale` asked for.
+    pub(super) wanted: u32,
     pub(super) placed: usize,
     pub(super) healthy: usize,
 }
@@ -61,8 +64,12 @@ pub(super) struct RevisionView {
     service: String,
     number: u64,
     created_ms: u64,
-    /// `current`, `failed` or `old`.
+    /// Whose token deployed it.
+    by: String,
+    /// `running` (it is what the service is to run), `previous` (it can run again) or `failed`.
     state: &'static str,
+    /// What differs from the revision before it that is kept; none for the oldest of those.
+    changed: Vec<&'static str>,
     #[schema(value_type = Object)]
     spec: atoll_model::ServiceSpec,
 }
@@ -103,17 +110,6 @@ pub(super) struct ExitView {
     output_tail: String,
 }
 
-/// A public domain.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
-pub(super) struct DomainView {
-    domain: String,
-    app: String,
-    service: String,
-    url: String,
-    certificate_fingerprint: String,
-    certificate_not_after_ms: u64,
-}
-
 pub(super) fn services_of(api: &Api, prefix: &str) -> Vec<ServiceView> {
     let domains = api.store.list::<Domain>("");
     let world = api.world();
@@ -122,7 +118,8 @@ pub(super) fn services_of(api: &Api, prefix: &str) -> Vec<ServiceView> {
         let revision = id.and_then(|id| api.store.get::<Revision>(&Revision::tail(&service.cluster, id)));
         let mut regions = std::collections::BTreeMap::<String, RegionView>::new();
         for (region, scale) in revision.iter().flat_map(|revision| &revision.spec.regions) {
-            let view = RegionView { min: scale.min, max: scale.max, ..RegionView::default() };
+            let wanted = service.wanted(region, *scale);
+            let view = RegionView { min: scale.min, max: scale.max, wanted, ..RegionView::default() };
             regions.insert(region.to_string(), view);
         }
         for placement in api.store.list::<Placement>(&format!("{}/", service.cluster)) {
@@ -211,19 +208,23 @@ pub(super) async fn revisions(
     Extension(caller): Extension<Caller>,
     Query(filter): Query<Filter>,
 ) -> Json<Vec<RevisionView>> {
+    let mut before: Option<Revision> = None;
     let view = |revision: Revision| {
         let service = api.store.get::<Service>(&revision.cluster.to_string());
         let is_target = service.is_some_and(|service| service.target.as_ref() == Some(&revision.id));
+        let same_service = before.replace(revision.clone()).filter(|old| old.cluster == revision.cluster);
         RevisionView {
             id: revision.id.to_string(),
             app: revision.cluster.app.to_string(),
             service: revision.cluster.service.to_string(),
             number: revision.number,
             created_ms: revision.created_ms,
+            by: revision.by,
+            changed: same_service.map(|old| changed_fields(&old.spec, &revision.spec)).unwrap_or_default(),
             state: match (revision.failed, is_target) {
-                (true, _) => "failed",
-                (false, true) => "current",
-                (false, false) => "old",
+                (_, true) => "running",
+                (true, false) => "failed",
+                (false, false) => "previous",
             },
             spec: revision.spec,
         }
@@ -240,24 +241,4 @@ pub(super) async fn instances(
     Query(filter): Query<Filter>,
 ) -> Json<Vec<InstanceView>> {
     Json(instances_of(&api, &filter.prefix(&caller)))
-}
-
-#[utoipa::path(get, path = "/v1/domains", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<DomainView>)))]
-pub(super) async fn domains(
-    State(api): State<Api>,
-    Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<DomainView>> {
-    let wanted = |domain: &Domain| filter.app.as_ref().is_none_or(|app| domain.cluster.app.as_str() == app);
-    let view = |domain: Domain| DomainView {
-        app: domain.cluster.app.to_string(),
-        service: domain.cluster.service.to_string(),
-        url: api.config.url(&domain.domain),
-        domain: domain.domain,
-        certificate_fingerprint: domain.fingerprint,
-        certificate_not_after_ms: domain.not_after_ms,
-    };
-    let domains = api.store.list::<Domain>(&format!("{}/", caller.org));
-    Json(domains.into_iter().filter(wanted).map(view).collect())
 }

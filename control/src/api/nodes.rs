@@ -2,8 +2,8 @@
 
 use super::changes::{Request, change};
 use super::{Api, Problem};
-use crate::apps::{Caller, records};
-use crate::store::objects::Node;
+use crate::apps::{Caller, drains, records};
+use crate::store::objects::{Drained, Node};
 use atoll_identity::SpiffeId;
 use atoll_model::{NodeName, Role, Roles};
 use atoll_wire::record::Denial;
@@ -17,17 +17,24 @@ use std::collections::BTreeSet;
 /// A node.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct NodeView {
-    name: String,
-    site: String,
-    region: String,
+    pub(super) name: String,
+    pub(super) site: String,
+    pub(super) region: String,
     #[schema(value_type = Vec<String>)]
-    roles: Roles,
+    pub(super) roles: Roles,
+    /// In one word: `alive`; `drained` (by an operator); `draining` (it is being stopped, or has not
+    /// followed the operator yet); `stale` (it does not apply what control said last); `detached` (gossip
+    /// hears it, but it has no line to control); `gone` (nobody hears it); `removed`.
+    pub(super) state: &'static str,
     /// Membership has it alive.
     alive: bool,
     /// It holds a line to control.
     attached: bool,
     removed: bool,
+    /// It says that it takes nothing new.
     draining: bool,
+    /// An operator has drained it, or its region.
+    drained: Option<DrainedBy>,
     /// The newest desired state it has applied.
     applied_version: u64,
     applied_ms: u64,
@@ -48,6 +55,18 @@ pub(super) struct NodeView {
     certificate_not_after_ms: u64,
     /// When it last spoke of itself, by its clock.
     written_ms: u64,
+    /// In degrees; none where it was not told.
+    pub(super) latitude: Option<f64>,
+    pub(super) longitude: Option<f64>,
+}
+
+/// Who drained a node.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DrainedBy {
+    by: String,
+    since_ms: u64,
+    /// With all of its region.
+    with_region: bool,
 }
 
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = Vec<NodeView>)))]
@@ -66,6 +85,7 @@ pub(super) fn views(api: &Api) -> Vec<NodeView> {
         revisions.max().unwrap_or(0)
     };
     let stored = api.store.list::<Node>("");
+    let drained = drains::drained_nodes(&api.store);
     let names: BTreeSet<&NodeName> = stored.iter().map(|node| &node.name).chain(world.nodes.keys()).collect();
     let view = |name: &NodeName| {
         let joined = stored.iter().find(|node| node.name == *name);
@@ -77,19 +97,33 @@ pub(super) fn views(api: &Api) -> Vec<NodeView> {
         let only_host = roles == Roles::NONE.with(Role::Host);
         let desired_version = newest(if only_host { &region } else { "" });
         let alive = seen.is_some_and(|seen| seen.alive);
+        let attached = api.attached.is_attached(name);
+        let removed = joined.is_some_and(|node| node.removed);
+        let stale = !alive || (!roles.has(Role::Control) && facts.applied_version < desired_version);
+        let is =
+            States { removed, alive, draining: facts.draining, drained: drained.contains_key(name), stale };
+        let told = facts.latitude != 0.0 || facts.longitude != 0.0;
         NodeView {
+            state: is.in_one_word(attached, roles),
+            drained: drained.get(name).map(|wish| DrainedBy {
+                by: wish.by.clone(),
+                since_ms: wish.since_ms,
+                with_region: matches!(wish.what, Drained::Region(_)),
+            }),
+            latitude: told.then_some(facts.latitude),
+            longitude: told.then_some(facts.longitude),
             name: name.to_string(),
             site: joined.map_or_else(|| facts.site.clone(), |node| node.site.to_string()),
             region,
             roles,
             alive,
-            attached: api.attached.is_attached(name),
-            removed: joined.is_some_and(|node| node.removed),
+            attached,
+            removed,
             draining: facts.draining,
             applied_version: facts.applied_version,
             applied_ms: facts.applied_ms,
             desired_version,
-            stale: !alive || (!roles.has(Role::Control) && facts.applied_version < desired_version),
+            stale,
             apply_errors: facts.apply_errors.iter().map(|e| format!("{}: {}", e.record, e.error)).collect(),
             gossip_address: facts.gossip_address,
             gateway_address: facts.gateway_address,
@@ -104,6 +138,30 @@ pub(super) fn views(api: &Api) -> Vec<NodeView> {
         }
     };
     names.into_iter().map(view).collect()
+}
+
+/// What a node's state is made of.
+struct States {
+    removed: bool,
+    alive: bool,
+    draining: bool,
+    drained: bool,
+    stale: bool,
+}
+
+impl States {
+    fn in_one_word(&self, attached: bool, roles: Roles) -> &'static str {
+        let needs_line = roles.has(Role::Edge) || roles.has(Role::Host);
+        match () {
+            () if self.removed => "removed",
+            () if !self.alive => "gone",
+            () if self.drained && self.draining => "drained",
+            () if self.drained || self.draining => "draining",
+            () if self.stale => "stale",
+            () if needs_line && !attached => "detached",
+            () => "alive",
+        }
+    }
 }
 
 #[utoipa::path(delete, path = "/v1/nodes/{name}", params(("name" = String, Path,)),
@@ -131,6 +189,7 @@ pub(super) async fn remove(
         }
         node.removed = true;
         change.put(&node)?;
+        drains::end(change, &Drained::Node(name.clone()), &node.region);
         let spiffe_id = SpiffeId::node(&trust_domain, &node.site, &name).to_string();
         let denial = Denial { spiffe_id, why: format!("removed by {by}"), before_epoch: 0 };
         records::deny(change, &regions, &name, &denial);
@@ -140,4 +199,28 @@ pub(super) async fn remove(
     .await?;
     api.attached.detach(&removed);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_one_state() {
+        let well = || States { removed: false, alive: true, draining: false, drained: false, stale: false };
+        let edge = Roles::NONE.with(Role::Edge);
+        for (is, expected) in [
+            (well(), "alive"),
+            (States { removed: true, ..well() }, "removed"),
+            (States { alive: false, draining: true, ..well() }, "gone"),
+            (States { draining: true, ..well() }, "draining"),
+            (States { drained: true, ..well() }, "draining"),
+            (States { drained: true, draining: true, stale: true, ..well() }, "drained"),
+            (States { stale: true, ..well() }, "stale"),
+        ] {
+            assert_eq!(is.in_one_word(true, edge), expected);
+        }
+        assert_eq!(well().in_one_word(false, edge), "detached");
+        assert_eq!(well().in_one_word(false, Roles::NONE.with(Role::Gateway)), "alive");
+    }
 }

@@ -120,6 +120,14 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Control failed", detail)
     }
 
+    /// The same with a code of its own.
+    #[must_use]
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.0.code = code;
+        self.0.kind = format!("urn:atoll:problem:{code}");
+        self
+    }
+
     /// Its status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
@@ -207,14 +215,7 @@ impl From<Refusal> for Problem {
             Refusal::WhichService { .. } => Self::invalid("service", text),
             Refusal::NotInRegion { region, .. } => Self::invalid(format!("regions.{region}"), text),
             Refusal::OutOfBounds { region, .. } => {
-                let mut problem = Self::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "out-of-bounds",
-                    "The manifest does not allow it",
-                    text,
-                );
-                problem.0.place = Some(format!("regions.{region}"));
-                problem
+                Self::invalid(format!("regions.{region}"), text).with_code("out-of-bounds")
             }
             Refusal::RevisionFailed { .. } => {
                 Self::new(StatusCode::CONFLICT, "revision-failed", "The revision failed", text)

@@ -72,22 +72,24 @@ table! {
         apps::list, apps::show,
         deploys::show, deploys::events,
         status::app, status::ready,
-        lists::services, lists::revisions, lists::instances, lists::domains,
+        lists::services, lists::revisions, lists::instances,
+        domains::list, domains::show, domains::routes,
         logs::read,
     }
     Deploy {
         apps::deploy, apps::remove,
-    }
         bundles::offer, bundles::upload,
         releases::rollback, releases::scale,
         domains::put, domains::remove,
+    }
     Admin {
         api_tokens::list, api_tokens::create, api_tokens::remove,
         audit::list,
     }
     Operator {
         orgs::list, orgs::create, orgs::remove,
-        nodes::list, nodes::remove,
+        nodes::list, nodes::remove, sites::list,
+        drains::list, drains::node_on, drains::node_off, drains::region_on, drains::region_off,
         tokens::list, tokens::create, tokens::remove,
         status::ca, status::held, status::confirm_held,
     }

@@ -24,7 +24,9 @@ pub enum DomainRefusal {
     #[error("{0}")]
     Taken(String),
     /// Too many.
-    #[error("an app has at most {OWN_DOMAINS_MAX} domains of its own: a wildcard such as `*.example.com` covers many names")]
+    #[error(
+        "an app has at most {OWN_DOMAINS_MAX} domains of its own: a wildcard such as `*.example.com` covers many names"
+    )]
     TooMany,
     /// The caller has no such domain.
     #[error("there is no own domain `{0}`; `atoll domains list` shows them")]
@@ -139,7 +141,9 @@ fn refuse_taken(
     let overlaps = match domain.strip_prefix("*.") {
         Some(parent) => {
             let below = change.list::<DomainClaim>(&format!("{}.", DomainClaim::tail(parent)));
-            below.into_iter().find(|claim| claim.org != *org && wildcard_of(&claim.domain).as_deref() == Some(domain))
+            below
+                .into_iter()
+                .find(|claim| claim.org != *org && wildcard_of(&claim.domain).as_deref() == Some(domain))
         }
         None => wildcard_of(domain)
             .and_then(|wildcard| change.get::<DomainClaim>(&DomainClaim::tail(&wildcard)))

@@ -41,19 +41,27 @@ impl std::fmt::Debug for Uploaded {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UploadFault {
     /// Nothing in PEM, or too much.
-    #[error("there is no certificate in it: a PEM file with `-----BEGIN CERTIFICATE-----` is needed, at most {CHAIN_MAX} certificates")]
+    #[error(
+        "there is no certificate in it: a PEM file with `-----BEGIN CERTIFICATE-----` is needed, at most {CHAIN_MAX} certificates"
+    )]
     NoCertificate,
     /// A certificate that can't be read.
     #[error("certificate {0} of the chain cannot be read as X.509 (version 3)")]
     Unreadable(usize),
     /// No private key.
-    #[error("there is no private key in it: an unencrypted PEM file is needed (`openssl pkey -in FILE -out KEY` takes a passphrase off)")]
+    #[error(
+        "there is no private key in it: an unencrypted PEM file is needed (`openssl pkey -in FILE -out KEY` takes a passphrase off)"
+    )]
     NoKey,
     /// A key that can't be used.
-    #[error("the private key cannot be used: RSA of 2048 bits or more, ECDSA P-256, P-384 or P-521, or Ed25519 is needed")]
+    #[error(
+        "the private key cannot be used: RSA of 2048 bits or more, ECDSA P-256, P-384 or P-521, or Ed25519 is needed"
+    )]
     Key,
     /// Another certificate's key.
-    #[error("the private key does not belong to the first certificate: put the domain's own certificate first, then its issuers")]
+    #[error(
+        "the private key does not belong to the first certificate: put the domain's own certificate first, then its issuers"
+    )]
     KeyMismatch,
     /// Not for the domain.
     #[error("the certificate is for {found}, not for {domain}")]
@@ -240,7 +248,9 @@ fn check_signatures(chain: &[CertificateDer<'static>], now_ms: u64) -> Result<()
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DomainFault {
     /// No name.
-    #[error("`{0}` is no domain: a host name such as www.example.com is needed, or `*.example.com` for one label before it; names with other letters in their ASCII form (`xn--…`)")]
+    #[error(
+        "`{0}` is no domain: a host name such as www.example.com is needed, or `*.example.com` for one label before it; names with other letters in their ASCII form (`xn--…`)"
+    )]
     Name(String),
     /// One that the platform gives.
     #[error("`{0}` is within the platform's own zone {1}: its names come with the apps")]

@@ -179,3 +179,59 @@ fn a_broken_old_instance_does_not_hold_up_its_repair() {
     simulation.target = Some((2, regions(&[("fra", 2)])));
     simulation.until(30_000, |s| s.settled(2));
 }
+
+#[test]
+fn a_drained_hosts_instances_move_first_start_then_drain() {
+    let mut simulation = deployed(&[("fra", 3)]);
+    let on = |s: &Simulation, host: &str| s.placements.values().filter(|p| p.host.as_str() == host).count();
+    simulation.drained.insert("fra1-host".parse().unwrap());
+    simulation.log.clear();
+    simulation.until(60_000, |s| {
+        assert!(s.serving("fra") >= 3, "{:#?}", s.log);
+        on(s, "fra1-host") == 0
+    });
+    simulation.until(10_000, |s| s.settled(1));
+    assert_eq!((on(&simulation, "fra2-host"), simulation.serving("fra")), (3, 3));
+    assert!(
+        simulation.log.iter().any(|(_, text)| text.contains("its host is drained")),
+        "{:#?}",
+        simulation.log
+    );
+    // A deploy meanwhile goes to the other host as well, and nothing comes back by itself.
+    simulation.target = Some((2, regions(&[("fra", 3)])));
+    simulation.until(60_000, |s| s.settled(2));
+    simulation.until(20_000, |s| s.placements.len() == 3);
+    assert_eq!(on(&simulation, "fra1-host"), 0);
+}
+
+#[test]
+fn without_another_host_a_drained_hosts_instances_stay_and_a_deploy_there_says_why() {
+    let mut simulation = deployed(&[("fra", 1), ("was", 1)]);
+    simulation.drained.insert("was1-host".parse().unwrap());
+    simulation.log.clear();
+    let until_ms = simulation.now_ms + 5_000;
+    simulation.until(10_000, |s| s.now_ms > until_ms);
+    assert!(simulation.log.is_empty(), "{:?}", simulation.log);
+    assert_eq!(simulation.serving("was"), 1);
+    simulation.target = Some((2, regions(&[("fra", 1), ("was", 1)])));
+    let start = simulation.now_ms;
+    simulation.until(100_000, |s| matches!(s.verdict(Some(2), start), Verdict::Failed(_)));
+    let Verdict::Failed(cause) = simulation.verdict(Some(2), start) else { panic!() };
+    assert!(cause.message.contains("was1-host: drained"), "{}", cause.message);
+    assert_eq!(simulation.serving("was"), 1, "what ran there still does");
+}
+
+#[test]
+fn a_scale_settles_when_there_are_so_many_whatever_was_sick_before() {
+    let mut simulation = deployed(&[("fra", 2)]);
+    let start = simulation.now_ms;
+    let same = |s: &Simulation| s.verdict_of(Some(1), Some(1), start);
+    simulation.target = Some((1, regions(&[("fra", 4)])));
+    assert_eq!(same(&simulation), Verdict::Underway);
+    simulation.until(20_000, |s| same(s) == Verdict::Settled);
+    assert_eq!(simulation.serving("fra"), 4);
+    simulation.target = Some((1, regions(&[("fra", 1)])));
+    assert_eq!(same(&simulation), Verdict::Underway, "there are too many");
+    simulation.until(20_000, |s| same(s) == Verdict::Settled);
+    assert_eq!(simulation.serving("fra"), 1);
+}

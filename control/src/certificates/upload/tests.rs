@@ -2,7 +2,8 @@
 
 use super::*;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    date_time_ymd,
 };
 
 const NOW_MS: u64 = 1_900_000_000_000;
@@ -77,7 +78,10 @@ fn what_clients_would_stumble_over_is_refused() {
     let [leaf, middle, root] = chain.as_slice() else { panic!() };
     let key = key.serialize_pem();
     let domain = "www.example.com";
-    assert!(check(domain, &[leaf.as_str(), middle].concat(), &key, NOW_MS).is_ok(), "the root may be left out");
+    assert!(
+        check(domain, &[leaf.as_str(), middle].concat(), &key, NOW_MS).is_ok(),
+        "the root may be left out"
+    );
     assert!(check(domain, leaf, &key, NOW_MS).is_ok(), "it may be trusted as such");
     assert_eq!(fault(domain, &[middle, leaf], &key), UploadFault::KeyMismatch);
     assert_eq!(fault(domain, &[leaf, root, middle], &key), UploadFault::Order { next: 2 });
@@ -115,9 +119,19 @@ fn only_domains_of_ones_own() {
     assert_eq!(own_domain("WWW.Example.com.", zone).unwrap(), "www.example.com");
     assert_eq!(own_domain("*.example.com", zone).unwrap(), "*.example.com");
     assert_eq!(own_domain("example.net", zone).unwrap(), "example.net");
-    for wrong in
-        ["", "com", "*.com", "*", "a.*.com", "-a.com", "10.0.0.1", "[::1]", "a..b", "ex ample.com", "bücher.de"]
-    {
+    for wrong in [
+        "",
+        "com",
+        "*.com",
+        "*",
+        "a.*.com",
+        "-a.com",
+        "10.0.0.1",
+        "[::1]",
+        "a..b",
+        "ex ample.com",
+        "bücher.de",
+    ] {
         assert!(matches!(own_domain(wrong, zone), Err(DomainFault::Name(_))), "{wrong}");
     }
     for taken in ["apps.example.net", "x.apps.example.net", "*.apps.example.net"] {

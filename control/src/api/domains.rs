@@ -1,0 +1,300 @@
+//! Domains, their certificates, and where they lead.
+
+use super::apps::app_name;
+use super::changes::{Request, change, decode};
+use super::{Api, Problem};
+use crate::apps::Caller;
+use crate::apps::domains::{self, DomainRefusal};
+use crate::certificates::upload::{DomainFault, check, own_domain};
+use crate::reconciler::progress::EdgeStatus;
+use crate::store::objects::{Domain, Revision, Service};
+use atoll_model::{AppName, Role, ServiceName};
+use atoll_process::clock::unix_ms;
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use axum::{Extension, Json};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// An own certificate that runs out sooner than this is worth a warning.
+pub(crate) const EXPIRING_MS: u64 = 21 * 24 * 3_600 * 1_000;
+/// Longest wait for one edge's answer.
+const EDGE_ANSWER: Duration = Duration::from_secs(2);
+
+/// Narrows a list to one app.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Filter {
+    app: Option<AppName>,
+}
+
+/// A public domain.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DomainView {
+    domain: String,
+    app: String,
+    service: String,
+    url: String,
+    /// The organization's own, with an uploaded certificate.
+    own: bool,
+    /// Whether its service is there and public, so that edges serve it.
+    served: bool,
+    certificate_fingerprint: String,
+    certificate_not_after_ms: u64,
+    /// `valid`, `expiring` (soon, and nobody but its owner can renew it) or `expired`.
+    certificate_state: &'static str,
+}
+
+/// A domain, and whether the edges serve it.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DomainDetail {
+    #[serde(flatten)]
+    domain: DomainView,
+    /// What each live edge says.
+    edges: BTreeMap<String, EdgeStatus>,
+}
+
+/// A domain that was taken.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct DomainTaken {
+    #[serde(flatten)]
+    domain: DomainView,
+    /// It was there already, and has a new certificate.
+    replaced: bool,
+    /// The desired state that edges must have to serve it.
+    version: u64,
+    /// Where a CNAME record for it is to point.
+    target: Option<String>,
+}
+
+/// A domain of the organization's own, with its certificate.
+#[derive(Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DomainWish {
+    /// The app behind it.
+    #[schema(value_type = String)]
+    app: AppName,
+    /// The public service behind it; the app's main one by default.
+    #[schema(value_type = Option<String>)]
+    #[serde(default)]
+    service: Option<ServiceName>,
+    /// The domain's certificate and those of its issuers, in that order: PEM.
+    certificate_pem: String,
+    /// The private key: PEM, without a passphrase.
+    key_pem: String,
+}
+
+/// Where requests for a domain go.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct RouteView {
+    domain: String,
+    /// This path, and what is below it.
+    path: &'static str,
+    app: String,
+    service: String,
+    /// Regions in which instances of it may be.
+    regions: Vec<String>,
+    own: bool,
+    /// Whether edges serve it.
+    served: bool,
+}
+
+/// What edges must have applied.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Version {
+    version: u64,
+}
+
+fn view(api: &Api, domain: Domain, now_ms: u64) -> DomainView {
+    let left_ms = domain.not_after_ms.saturating_sub(now_ms);
+    DomainView {
+        app: domain.cluster.app.to_string(),
+        service: domain.cluster.service.to_string(),
+        url: api.config.url(&domain.domain),
+        own: domain.own,
+        served: target(api, &domain).is_some_and(|revision| revision.spec.public),
+        certificate_state: match left_ms {
+            0 => "expired",
+            left if domain.own && left < EXPIRING_MS => "expiring",
+            _ => "valid",
+        },
+        domain: domain.domain,
+        certificate_fingerprint: domain.fingerprint,
+        certificate_not_after_ms: domain.not_after_ms,
+    }
+}
+
+fn target(api: &Api, domain: &Domain) -> Option<Revision> {
+    let service = api.store.get::<Service>(&domain.cluster.to_string())?;
+    api.store.get::<Revision>(&Revision::tail(&service.cluster, service.target.as_ref()?))
+}
+
+fn of(api: &Api, caller: &Caller, app: Option<&AppName>) -> Vec<Domain> {
+    match app {
+        Some(app) => api.store.filed::<Domain>(&format!("{}/{app}/", caller.org)),
+        None => api.store.list::<Domain>(&format!("{}/", caller.org)),
+    }
+}
+
+#[utoipa::path(get, path = "/v1/domains", params(("app" = Option<String>, Query,)),
+    responses((status = 200, body = Vec<DomainView>)))]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(filter): Query<Filter>,
+) -> Json<Vec<DomainView>> {
+    let now_ms = unix_ms();
+    let domains = of(&api, &caller, filter.app.as_ref());
+    Json(domains.into_iter().map(|domain| view(&api, domain, now_ms)).collect())
+}
+
+#[utoipa::path(get, path = "/v1/routes", params(("app" = Option<String>, Query,)),
+    responses((status = 200, body = Vec<RouteView>)))]
+pub(super) async fn routes(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(filter): Query<Filter>,
+) -> Json<Vec<RouteView>> {
+    let view = |domain: Domain| {
+        let revision = target(&api, &domain);
+        let regions = revision.iter().flat_map(|revision| revision.spec.regions.keys());
+        RouteView {
+            path: "/",
+            app: domain.cluster.app.to_string(),
+            service: domain.cluster.service.to_string(),
+            regions: regions.map(ToString::to_string).collect(),
+            own: domain.own,
+            served: revision.is_some_and(|revision| revision.spec.public),
+            domain: domain.domain,
+        }
+    };
+    Json(of(&api, &caller, filter.app.as_ref()).into_iter().map(view).collect())
+}
+
+#[utoipa::path(get, path = "/v1/domains/{domain}",
+    params(("domain" = String, Path,), ("version" = Option<u64>, Query, description =
+        "edges that have not applied this desired state do not count as serving")),
+    responses((status = 200, body = DomainDetail), (status = 404, body = Problem)))]
+pub(super) async fn show(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+    Query(Version { version }): Query<Version>,
+) -> Result<Json<DomainDetail>, Problem> {
+    let name = domain.trim_end_matches('.').to_ascii_lowercase();
+    let stored = api.store.get::<Domain>(&format!("{}/{name}", caller.org));
+    let stored = stored
+        .filter(|stored| stored.domain == name)
+        .ok_or_else(|| Problem::not_found(format!("there is no domain `{}`", name.escape_debug())))?;
+    // Any name under a wildcard does: one that hardly anyone has.
+    let asked =
+        name.strip_prefix("*.").map_or_else(|| name.clone(), |parent| format!("atoll-check.{parent}"));
+    let world = api.world();
+    let edges: Vec<_> = world.alive_with(Role::Edge).map(|(name, _)| name.clone()).collect();
+    let questions = edges.into_iter().map(|edge| {
+        let (api, asked) = (&api, &asked);
+        async move {
+            let answer = api.attached.can_serve(&edge, asked, version, EDGE_ANSWER).await;
+            let detail = answer.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            (edge.to_string(), EdgeStatus { serves: answer.is_ok(), detail })
+        }
+    });
+    let edges = futures_util::future::join_all(questions).await.into_iter().collect();
+    Ok(Json(DomainDetail { domain: view(&api, stored, unix_ms()), edges }))
+}
+
+#[utoipa::path(put, path = "/v1/domains/{domain}",
+    params(("domain" = String, Path,), ("Idempotency-Key" = Option<String>, Header,)),
+    request_body = DomainWish,
+    responses((status = 200, body = DomainTaken, description = "its certificate was replaced"),
+        (status = 201, body = DomainTaken), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn put(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Problem> {
+    let DomainWish { app, service, certificate_pem, key_pem } = decode(&body)?;
+    let app = app_name(app.as_str())?;
+    let domain = own_domain(&domain, &api.config.zone)?;
+    let checked = check(&domain, &certificate_pem, &key_pem, unix_ms());
+    let uploaded = checked.map_err(|fault| {
+        Problem::invalid(fault.place(), fault.to_string()).with_code("certificate-refused")
+    })?;
+    let (context, of_api) = (api.context(), api.clone());
+    let request =
+        Request { caller: caller.clone(), headers: &headers, method: Method::PUT, uri: &uri, body: &body };
+    change(&api, request, move |change| {
+        let wish = (domain.as_str(), &app, service.as_ref());
+        let added = domains::add(change, &context, &caller, wish, &uploaded)?;
+        caller.asked.note(&format!("app {app}, certificate {}", added.domain.fingerprint));
+        let main = domains::of_app(change, &caller.org, &app).into_iter();
+        let target = main.filter(|other| !other.own).find(|other| other.cluster == added.domain.cluster);
+        let taken = DomainTaken {
+            replaced: added.replaced,
+            version: added.version,
+            target: target.map(|target| target.domain),
+            // Its service is public: that was checked.
+            domain: DomainView { served: true, ..view(&of_api, added.domain, context.now_ms) },
+        };
+        Ok((if taken.replaced { StatusCode::OK } else { StatusCode::CREATED }, taken))
+    })
+    .await
+}
+
+#[utoipa::path(delete, path = "/v1/domains/{domain}",
+    params(("domain" = String, Path,), ("Idempotency-Key" = Option<String>, Header,)),
+    responses((status = 200, body = Object), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Path(domain): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let context = api.context();
+    let request =
+        Request { caller: caller.clone(), headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
+    change(&api, request, move |change| {
+        let domain = domain.trim_end_matches('.').to_ascii_lowercase();
+        domains::remove(change, &context, &caller, &domain)?;
+        Ok((StatusCode::OK, serde_json::json!({ "domain": domain, "removed": true })))
+    })
+    .await
+}
+
+impl From<DomainFault> for Problem {
+    fn from(fault: DomainFault) -> Self {
+        let text = fault.to_string();
+        match fault {
+            DomainFault::Name(_) => Self::invalid("domain", text),
+            DomainFault::Zone(..) | DomainFault::Internal(_) => {
+                Self::new(StatusCode::CONFLICT, "domain-of-platform", "The name is the platform's", text)
+            }
+        }
+    }
+}
+
+impl From<DomainRefusal> for Problem {
+    fn from(refusal: DomainRefusal) -> Self {
+        let text = refusal.to_string();
+        let conflict = |code, title| Self::new(StatusCode::CONFLICT, code, title, text.clone());
+        match refusal {
+            DomainRefusal::NoApp(_) | DomainRefusal::Missing(_) => Self::not_found(text),
+            DomainRefusal::NoService(_) => Self::invalid("service", text),
+            DomainRefusal::Taken(_) => conflict("domain-taken", "The domain is taken"),
+            DomainRefusal::TooMany => conflict("too-many-domains", "Too many domains"),
+            DomainRefusal::OfPlatform(_) => conflict("domain-of-platform", "The name is the platform's"),
+            DomainRefusal::Store(error) => error.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
