@@ -1,9 +1,12 @@
 //! The command line.
 
 mod examples;
+mod operate;
+
+pub use operate::*;
 
 use crate::out::{Color, Format};
-use atoll_model::{NodeName, RegionName, Role, SiteName};
+use atoll_model::{NodeName, OrgName, RegionName, Role, SiteName};
 use clap::{Args, Parser, Subcommand};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -86,19 +89,49 @@ pub enum Command {
     #[command(after_help = examples::INSTANCES)]
     Instances(FilterArgs),
     /// The revisions of one app or of all
+    #[command(after_help = examples::REVISIONS)]
     Revisions(FilterArgs),
+    /// How many instances of a service run in each region, within the manifest's bounds
+    #[command(after_help = examples::SCALE)]
+    Scale(ScaleArgs),
+    /// The domains that are served, with their certificates; your own are added here
+    #[command(after_help = examples::DOMAINS)]
+    Domains(DomainsArgs),
+    /// Which domains there are and where their requests go
+    #[command(after_help = examples::ROUTES)]
+    Routes(ListedArgs),
+    /// The certificates of domains and of the mesh, and how long they are good
+    #[command(after_help = examples::CERTS)]
+    Certs(ListedArgs),
     /// The nodes of the platform
     #[command(after_help = examples::NODES)]
-    Nodes,
+    Nodes(NodesArgs),
+    /// The sites of the platform: region, place, nodes, health
+    #[command(after_help = examples::SITES)]
+    Sites,
+    /// Make a node or a region take nothing new, until it can be stopped
+    #[command(after_help = examples::DRAIN)]
+    Drain(DrainArgs),
+    /// Removals that wait, because they would empty much at once
+    #[command(after_help = examples::HELD)]
+    Held(HeldArgs),
     /// What an instance, or a service's instances, wrote
     #[command(after_help = examples::LOGS)]
     Logs(LogsArgs),
     /// The mesh's certificate authority
     #[command(subcommand)]
     Ca(CaCommand),
-    /// Tokens with which nodes join
+    /// Tokens with which nodes join; `tokens api`: those with which people and programs come
     #[command(subcommand, after_help = examples::TOKENS)]
     Tokens(TokensCommand),
+    /// The organizations that share the platform
+    #[command(subcommand, after_help = examples::ORGS)]
+    Orgs(OrgsCommand),
+    /// Whose the token is that you use, and what it may do
+    Whoami,
+    /// Who changed what, and when
+    #[command(after_help = examples::AUDIT)]
+    Audit(AuditArgs),
     /// Which platform the CLI talks to
     #[command(subcommand, after_help = examples::CONTEXT)]
     Context(ContextCommand),
@@ -172,6 +205,9 @@ pub struct NodeArgs {
     /// The node's configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Only say whether the file is usable
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// `atoll sidecar`
@@ -191,6 +227,12 @@ pub struct SidecarArgs {
 /// `atoll deploy`
 #[derive(Debug, Clone, Args)]
 pub struct DeployArgs {
+    /// With --revision: whose [default: the app of ./atoll.toml]
+    #[arg(value_name = "APP[/SERVICE]", requires = "revision")]
+    pub of: Option<String>,
+    /// Instead of the manifest, run an earlier revision again: its number, or `previous`
+    #[arg(long, value_name = "N", conflicts_with_all = ["file", "dry_run", "confirm"])]
+    pub revision: Option<String>,
     /// The manifest
     #[arg(short, long, default_value = "atoll.toml", value_name = "FILE")]
     pub file: PathBuf,
@@ -291,6 +333,84 @@ pub enum TokensCommand {
         /// Its id, from `atoll tokens list`
         id: String,
     },
+    /// Tokens with which people and programs use the platform
+    #[command(subcommand, after_help = examples::API_TOKENS)]
+    Api(ApiTokensCommand),
+}
+
+/// `atoll tokens api …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum ApiTokensCommand {
+    /// Make a token; it is shown once
+    Create(ApiTokenArgs),
+    /// The tokens of the organization
+    List {
+        /// Another organization; for operators
+        #[arg(long)]
+        org: Option<String>,
+    },
+    /// End a token at once
+    Revoke {
+        /// Its id, from `atoll tokens api list`
+        id: String,
+        /// The organization that it is of, if not yours; for operators
+        #[arg(long)]
+        org: Option<String>,
+    },
+}
+
+/// `atoll tokens api create`
+#[derive(Debug, Clone, Args)]
+pub struct ApiTokenArgs {
+    /// Whose it is, as the audit log will name it
+    pub name: String,
+    /// What it may do: `read`, `deploy`, `admin` (the organization's tokens and audit log too), or `operator`
+    /// (the platform too; only in the organization `default`)
+    #[arg(long, value_parser = ["read", "deploy", "admin", "operator"], hide_possible_values = true)]
+    pub role: String,
+    /// How long it lives, such as 90d [default: until it is revoked]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<String>,
+    /// Another organization; for operators
+    #[arg(long)]
+    pub org: Option<String>,
+}
+
+/// `atoll orgs …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum OrgsCommand {
+    /// The organizations
+    List,
+    /// Make one
+    Create {
+        /// Its name
+        name: OrgName,
+    },
+    /// Remove one that has no apps, with its tokens and its audit log
+    Remove {
+        /// Its name
+        name: OrgName,
+    },
+}
+
+/// `atoll audit`
+#[derive(Debug, Clone, Args)]
+pub struct AuditArgs {
+    /// Only what was about this app
+    #[arg(long)]
+    pub app: Option<String>,
+    /// Only what is not older, such as 2h or 2026-05-01T10:00:00Z
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<String>,
+    /// The newest ones, this many [default: 50, or all with --since]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub tail: Option<u32>,
+    /// All that is kept
+    #[arg(long, conflicts_with = "tail")]
+    pub all: bool,
+    /// Another organization; for operators
+    #[arg(long)]
+    pub org: Option<String>,
 }
 
 /// `atoll tokens create`

@@ -1,12 +1,17 @@
 //! What each command does.
 
+mod access;
 mod context;
 mod deploy;
+mod domains;
+mod drain;
 mod help;
 mod lists;
 mod logs;
 pub mod mesh;
+mod nodes;
 pub mod progress;
+mod scale;
 mod status;
 pub mod watch;
 
@@ -16,6 +21,7 @@ use crate::contexts::{Choice, Chosen, ContextsFile};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::{dev, node, out};
 use std::future::Future;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs what the command line says.
@@ -57,14 +63,33 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         Command::Services(args) => block_on(lists::run(&lists::SERVICES, args.app, global)).map(done),
         Command::Instances(args) => block_on(lists::run(&lists::INSTANCES, args.app, global)).map(done),
         Command::Revisions(args) => block_on(lists::run(&lists::REVISIONS, args.app, global)).map(done),
-        Command::Nodes => block_on(lists::run(&lists::NODES, None, global)).map(done),
+        Command::Scale(args) => block_on(scale::run(args, global)).map(done),
+        Command::Domains(args) => block_on(domains::run(args, global)).map(done),
+        Command::Routes(args) => block_on(lists::run(&lists::ROUTES, args.app(), global)).map(done),
+        Command::Certs(args) => block_on(domains::certificates(args.app(), global)).map(done),
+        Command::Nodes(args) => block_on(nodes::run(args, global)).map(done),
+        Command::Sites => block_on(lists::run(&lists::SITES, None, global)).map(done),
+        Command::Drain(args) => block_on(drain::run(args, global)).map(done),
+        Command::Held(args) => block_on(nodes::held(args, global)).map(done),
         Command::Logs(args) => block_on(logs::run(args, global)).map(done),
         Command::Ca(CaCommand::Status) => block_on(mesh::ca_status(global)).map(done),
         Command::Tokens(command) => block_on(mesh::tokens(command, global)).map(done),
+        Command::Orgs(command) => block_on(access::orgs(command, global)).map(done),
+        Command::Whoami => block_on(access::whoami(global)).map(done),
+        Command::Audit(args) => block_on(access::audit(args, global)).map(done),
     }
 }
 
 fn node(args: crate::args::NodeArgs) -> Outcome<ExitCode> {
+    if args.check {
+        return match node::config::NodeConfig::load(&args.config) {
+            Ok(_) => {
+                out::note(&format!("{} is usable", args.config.display()));
+                Ok(ExitCode::SUCCESS)
+            }
+            Err(error) => Err(Failure::usage(chain(&error))),
+        };
+    }
     match node::run(node::NodeArgs { config: args.config }) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => Err(Failure::failed(format!("{error:#}"))),
@@ -108,8 +133,17 @@ fn chosen(global: &Global) -> Outcome<Chosen> {
         variable: variable("ATOLL_CONTEXT"),
         api: variable("ATOLL_API"),
         token: variable("ATOLL_TOKEN"),
+        ca: variable("ATOLL_CA").map(|file| pem_file(Path::new(&file))).transpose()?,
     };
     choice.resolve(&ContextsFile::of_user()?.read()?)
+}
+
+/// What ATOLL_CA names.
+fn pem_file(file: &Path) -> Outcome<String> {
+    std::fs::read_to_string(file).map_err(|error| {
+        crate::failure::io(format!("cannot read the CA in {}", file.display()), &error)
+            .fix("ATOLL_CA is the path of a PEM file with the CA that the API's certificate must come from")
+    })
 }
 
 /// The API of the platform that the user means.

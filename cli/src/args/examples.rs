@@ -21,6 +21,10 @@ Examples:
 When everything works it prints `ready` on stdout and writes DIR/dev.json (addresses, pids, token).";
 
 pub(super) const NODE: &str = "\
+Examples:
+  atoll node --config /etc/atoll/edge.toml
+  atoll node --config /etc/atoll/edge.toml --check    only say whether the file is usable
+
 The configuration's keys are in docs/operations.md. SIGTERM drains and stops the node, SIGHUP reads
 the file again.";
 
@@ -29,6 +33,8 @@ Examples:
   atoll deploy                  the app of ./atoll.toml; prints its URLs when every edge serves it
   atoll deploy -f shop/atoll.toml --no-wait
   atoll deploy --dry-run        what would change (the same as `atoll plan`)
+  atoll deploy --revision 3 shop/web       revision 3 of one service again (`atoll revisions shop`)
+  atoll deploy --revision previous shop    every service's revision before this one
 
 Ctrl-C leaves the deploy to go on by itself. Exit codes: 2 the manifest is wrong, 3 it failed and what
 ran before still runs, 4 it failed and what ran before does not run whole, 5 not done in time.";
@@ -54,8 +60,75 @@ Examples:
   atoll instances -o json       pids, ports and sidecars too";
 
 pub(super) const NODES: &str = "\
-States: alive; draining (it is being stopped); stale (it does not apply what control said last);
-detached (gossip hears it, but it has no line to control); gone (nobody hears it); removed.";
+Examples:
+  atoll nodes
+  atoll nodes remove ber1-host          asks first; drain it before, where it still works
+  atoll nodes remove ber1-host --yes    for scripts
+
+States: alive; drained (`atoll drain`); draining (it is being stopped, or has not heard of the drain yet);
+stale (it does not apply what control said last); detached (gossip hears it, but it has no line to control);
+gone (nobody hears it); removed.";
+
+pub(super) const SITES: &str = "\
+Examples:
+  atoll sites
+  atoll sites -o json | jq '.[] | select(.health != \"healthy\")'
+
+Health: healthy; degraded (a node is not alive and well); drained; gone (no node is heard); empty.";
+
+pub(super) const DRAIN: &str = "\
+Examples:
+  atoll drain ber1-host         its instances move to other hosts of the region; ends when it can be stopped
+  atoll drain fra               every node of the region, those that join later included
+  atoll drain fra --off         it serves again
+  atoll drain                   what is drained, and how far that is
+
+A drained gateway gets no requests from edges while another one serves, a drained edge is left out of DNS, a
+drained host gets no instances. Where a region has no other host its instances stay. It holds over restarts of
+the node and of control. Exit code 5: not in time; the drain goes on.";
+
+pub(super) const HELD: &str = "\
+Examples:
+  atoll held                    what nodes still have and control's store has not
+  atoll held confirm 34         remove it everywhere";
+
+pub(super) const SCALE: &str = "\
+Examples:
+  atoll scale shop/web fra=3 was=1
+  atoll scale shop/web fra=min  as many as the manifest says again
+  atoll scale shop/web          what there is, and the bounds
+
+The number holds over deploys as long as the manifest's min and max allow it. No instance is restarted. Exit
+codes are those of `atoll deploy`: 3 where new instances fail, and the old number holds again.";
+
+pub(super) const REVISIONS: &str = "\
+Examples:
+  atoll revisions shop
+  atoll deploy --revision 3 shop/web    one of them again
+
+States: running; previous (it can run again); failed. The newest ten of each service are kept, and those that
+run. CHANGED: what differs from the revision before.";
+
+pub(super) const DOMAINS: &str = "\
+Examples:
+  atoll domains
+  atoll domains add www.example.com --app shop --cert fullchain.pem --key privkey.pem
+  atoll domains add '*.example.com' --app shop --service web --cert chain.pem --key key.pem
+  atoll domains remove www.example.com
+
+Adding a domain again replaces its certificate; open connections stay. The certificate comes first in its file,
+then its issuers'; RSA, ECDSA and Ed25519 keys without a passphrase are taken. Its owner renews it.";
+
+pub(super) const ROUTES: &str = "\
+Examples:
+  atoll routes
+  atoll routes list shop -o json";
+
+pub(super) const CERTS: &str = "\
+Examples:
+  atoll certs
+  atoll certs list shop
+  atoll certs -o json | jq '.[] | select(.state != \"valid\")'";
 
 pub(super) const LOGS: &str = "\
 Examples:
@@ -75,7 +148,31 @@ Examples:
   atoll tokens create --role edge --site fra1 --ttl 1h > token
   atoll tokens create --role host,gateway --site ber2 --region fra --node ber2-a
   atoll tokens list
-  atoll tokens revoke 9efca2818722743c";
+  atoll tokens revoke 9efca2818722743c
+  atoll tokens api create ci --role deploy --ttl 90d";
+
+pub(super) const API_TOKENS: &str = "\
+Examples:
+  atoll tokens api create ci --role deploy --ttl 90d > token
+  atoll tokens api create alice@acme --role admin --org acme
+  atoll tokens api list
+  atoll tokens api revoke 5d41402abc4b2a76
+
+Roles: read sees what the organization has; deploy also changes what runs; admin also makes and revokes
+its tokens and reads its audit log; operator also runs the platform: nodes, certificates, organizations.";
+
+pub(super) const ORGS: &str = "\
+Examples:
+  atoll orgs create acme
+  atoll tokens api create alice --role admin --org acme
+  atoll orgs list
+  atoll orgs remove acme        once its apps are deleted";
+
+pub(super) const AUDIT: &str = "\
+Examples:
+  atoll audit                   the newest 50 changes
+  atoll audit --since 2h --app shop
+  atoll audit --all -o json > audit.json";
 
 pub(super) const CONTEXT: &str = "\
 Examples:

@@ -15,6 +15,9 @@ use std::io::Read;
 use std::path::Path;
 
 pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
+    if let Some(revision) = &args.revision {
+        return again(revision, &args, global).await;
+    }
     let manifest = read_manifest(&args.file)?;
     if args.dry_run {
         return show_plan(&manifest, global, false).await;
@@ -24,36 +27,78 @@ pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
     let answer = watch::send(&api, &manifest.compile(), &query)
         .await
         .map_err(|failure| in_file(&manifest, failure))
-        .map_err(|failure| if failure.busy { busy(failure, manifest.app.as_str()) } else { failure })?;
+        .map_err(|failure| busy_fix(failure, manifest.app.as_str()))?;
+    wait_to_the_end(&api, answer, manifest.app.as_str(), (args.no_wait, "deployed"), global).await
+}
+
+/// Makes an earlier revision run again.
+async fn again(revision: &str, args: &DeployArgs, global: &Global) -> Outcome {
+    let number = match revision {
+        "previous" => Value::Null,
+        number => json!(number.parse::<u64>().map_err(|_| {
+            Failure::usage(format!("`{}` is no revision", out::harmless(number)))
+                .fix("give a number of `atoll revisions`, or `previous`")
+        })?),
+    };
+    let of = match &args.of {
+        Some(of) => of.clone(),
+        None => super::status::app_of_this_folder().ok_or_else(|| {
+            Failure::usage("which app's revision?").fix("name it: atoll deploy --revision 3 shop/web")
+        })?,
+    };
+    let (app, service) = match of.split_once('/') {
+        Some(_) => super::scale::app_and_service(&of).map(|(app, service)| (app, json!(service)))?,
+        None => (of.as_str(), Value::Null),
+    };
+    let api = api_to_change(global)?;
+    let path = format!("/v1/apps/{}/rollback", encode(app));
+    let body = json!({ "service": service, "revision": number });
+    let answer =
+        api.change(Method::POST, &path, Some(&body)).await.map_err(|failure| busy_fix(failure, app))?;
+    for (service, id) in answer["revisions"].as_object().into_iter().flatten() {
+        out::note(&format!("{}/{}  goes to {}", out::harmless(app), out::harmless(service), out::cell(id)));
+    }
+    wait_to_the_end(&api, answer, app, (args.no_wait, "deployed"), global).await
+}
+
+/// Follows what the platform has taken until it has ended. `done`: what the app is then.
+pub(super) async fn wait_to_the_end(
+    api: &Api,
+    answer: Value,
+    app: &str,
+    (no_wait, done): (bool, &str),
+    global: &Global,
+) -> Outcome {
     let id = watch::deploy_id(&answer)?;
-    let app = manifest.app.as_str();
-    if args.no_wait {
-        out::note(&format!("deploy {id} of {app} is taken; `atoll status {app}` says how it goes"));
+    let shown = out::harmless(app);
+    if no_wait {
+        out::note(&format!("deploy {id} of {shown} is taken; `atoll status {shown}` says how it goes"));
         if global.output == Format::Json {
             out::json(&answer);
         }
         return Ok(());
     }
-    let last = wait(&api, &id, app).await?;
+    let last = wait(api, &id, app).await?;
     watch::outcome(&last, app)?;
-    done(&last, &answer, app, global);
+    if global.output == Format::Json {
+        out::json(&last);
+        return Ok(());
+    }
+    out::note(&format!("{shown} is {done}"));
+    let urls = [&last, &answer].into_iter().find_map(|value| out::lookup(value, "urls|domains").as_array());
+    for url in urls.into_iter().flatten().filter_map(Value::as_str) {
+        out::data(&out::harmless(url));
+    }
     Ok(())
 }
 
-/// Another deploy of the app runs.
-fn busy(failure: Failure, app: &str) -> Failure {
-    failure.fix(format!("`atoll status {app}` says how it stands; deploy again when it has ended"))
-}
-
-fn done(last: &Value, answer: &Value, app: &str, global: &Global) {
-    if global.output == Format::Json {
-        out::json(last);
-        return;
-    }
-    out::note(&format!("{app} is deployed"));
-    let urls = [last, answer].into_iter().find_map(|value| out::lookup(value, "urls|domains").as_array());
-    for url in urls.into_iter().flatten().filter_map(Value::as_str) {
-        out::data(&out::harmless(url));
+/// What to do where another deploy of the app runs.
+pub(super) fn busy_fix(failure: Failure, app: &str) -> Failure {
+    match failure.busy {
+        true => {
+            failure.fix(format!("`atoll status {app}` says how it stands; deploy again when it has ended"))
+        }
+        false => failure,
     }
 }
 
@@ -105,8 +150,7 @@ async fn show_plan(manifest: &Manifest, global: &Global, exit_code: bool) -> Out
 /// Whether what is desired would differ. A deploy of the same specification starts its instances anew, which
 /// is shown, but a script that asks whether the manifest was deployed has its answer: it was.
 fn changes_desired_state(change: &Value) -> bool {
-    let same = change["detail"].as_str().is_some_and(|detail| detail.starts_with("same specification"));
-    change["action"] != "restart" && !(change["action"] == "replace" && same)
+    change["action"] != "restart" && change["action"] != "keep"
 }
 
 pub(super) async fn delete(args: DeleteArgs, global: &Global) -> Outcome {

@@ -1,4 +1,4 @@
-//! `atoll apps`, `services`, `instances`, `revisions`, `nodes`.
+//! `atoll apps`, `services`, `instances`, `revisions`, `nodes`, `sites`, `routes`, `held`.
 
 use super::api;
 use crate::api::{Api, encode};
@@ -27,8 +27,10 @@ enum Enrich {
     Services,
     /// Revisions by number: nobody remembers their ids.
     Revisions,
-    /// A node's state in one word.
-    NodeStates,
+    /// Where a node serves.
+    NodeAddresses,
+    /// A site's place and nodes as one text each.
+    Sites,
 }
 
 pub(super) const APPS: List = List {
@@ -95,6 +97,8 @@ pub(super) const REVISIONS: List = List {
         Column("SERVICE", "service"),
         Column("REVISION", "number"),
         Column("STATE", "state"),
+        Column("CHANGED", "changed"),
+        Column("BY", "by"),
         Column("AGE", "created_ms"),
         Column("ID", "id"),
     ],
@@ -116,7 +120,36 @@ pub(super) const NODES: List = List {
         Column("VERSION", "software_version"),
     ],
     empty: "no nodes have joined yet; `atoll tokens create` makes a token with which one can",
-    enrich: Enrich::NodeStates,
+    enrich: Enrich::NodeAddresses,
+};
+
+pub(super) const SITES: List = List {
+    path: "/v1/sites",
+    columns: &[
+        Column("SITE", "site"),
+        Column("REGION", "region"),
+        Column("HEALTH", "health"),
+        Column("ROLES", "roles"),
+        Column("NODES", "nodes"),
+        Column("PLACE", "place"),
+    ],
+    empty: "no sites yet; the nodes that join say where they are",
+    enrich: Enrich::Sites,
+};
+
+pub(super) const ROUTES: List = List {
+    path: "/v1/routes",
+    columns: &[
+        Column("DOMAIN", "domain"),
+        Column("PATH", "path"),
+        Column("APP", "app"),
+        Column("SERVICE", "service"),
+        Column("REGIONS", "regions"),
+        Column("OWN", "own"),
+        Column("SERVED", "served"),
+    ],
+    empty: "no routes yet; each public service has one",
+    enrich: Enrich::Nothing,
 };
 
 pub(super) async fn run(list: &List, app: Option<String>, global: &Global) -> Outcome {
@@ -139,7 +172,8 @@ pub(super) async fn run(list: &List, app: Option<String>, global: &Global) -> Ou
         Enrich::Services if rows.is_empty() => {}
         Enrich::Services => add_services(&mut rows, &api.list("/v1/services").await?),
         Enrich::Revisions => number_revisions(&api, &mut rows).await?,
-        Enrich::NodeStates => rows.iter_mut().for_each(add_node_state),
+        Enrich::NodeAddresses => rows.iter_mut().for_each(add_node_address),
+        Enrich::Sites => rows.iter_mut().for_each(shorten_site),
     }
     for_people(&mut rows);
     out::table(list.columns, &rows, list.empty);
@@ -178,31 +212,30 @@ fn add_services(apps: &mut [Value], services: &[Value]) {
         let sum = |key: &str| regions().filter_map(|counts| counts[key].as_u64()).sum::<u64>();
         let urls: Vec<Value> =
             own.iter().map(|service| service["url"].clone()).filter(|url| !url.is_null()).collect();
-        app["health"] = Value::String(format!("{}/{}", sum("healthy"), sum("min")));
+        app["health"] = Value::String(format!("{}/{}", sum("healthy"), sum("wanted")));
         app["urls"] = Value::Array(urls);
     }
 }
 
-/// A node's state in one word, and the address at which it serves.
-fn add_node_state(node: &mut Value) {
-    let is = |key: &str| node[key] == true;
-    let needs_line = ["edge", "host"]
-        .iter()
-        .any(|role| node["roles"].as_array().is_some_and(|roles| roles.iter().any(|r| r == role)));
-    let state = match () {
-        () if is("removed") => "removed",
-        () if !is("alive") => "gone",
-        () if is("draining") => "draining",
-        () if is("stale") => "stale",
-        () if needs_line && !is("attached") => "detached",
-        () => "alive",
-    };
+/// The address at which a node serves.
+fn add_node_address(node: &mut Value) {
     let address = ["edge_https_address", "gateway_address"]
         .iter()
         .find_map(|key| node[*key].as_str().filter(|text| !text.is_empty()))
         .map(str::to_owned);
-    node["state"] = Value::String(state.to_owned());
     node["address"] = address.map_or(Value::Null, Value::String);
+}
+
+/// Nodes with what is wrong with them, and the place, each as a text.
+fn shorten_site(site: &mut Value) {
+    let node = |node: &Value| match node["state"].as_str() {
+        Some("alive") => out::cell(&node["name"]),
+        state => format!("{} ({})", out::cell(&node["name"]), state.map_or_else(String::new, out::harmless)),
+    };
+    let nodes: Vec<String> = site["nodes"].as_array().into_iter().flatten().map(node).collect();
+    let place = site["latitude"].as_f64().zip(site["longitude"].as_f64());
+    site["nodes"] = Value::String(nodes.join(", "));
+    site["place"] = place.map_or(Value::Null, |(lat, long)| Value::String(format!("{lat:.2}, {long:.2}")));
 }
 
 /// Points in time become how long ago they were, counts by region a short text.
@@ -225,10 +258,10 @@ pub(super) fn for_people(rows: &mut [Value]) {
     }
 }
 
-/// `fra 2/2, was 1/1`: healthy of those that always run.
+/// `fra 2/2, was 1/1`: healthy of those that are to run.
 fn counts(regions: &serde_json::Map<String, Value>) -> String {
     let count = |(region, counts): (&String, &Value)| {
-        format!("{region} {}/{}", out::cell(&counts["healthy"]), out::cell(&counts["min"]))
+        format!("{region} {}/{}", out::cell(&counts["healthy"]), out::cell(&counts["wanted"]))
     };
     regions.iter().map(count).collect::<Vec<_>>().join(", ")
 }
@@ -239,33 +272,21 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_node_has_one_state() {
-        let state = |facts: Value| {
-            let mut node = json!({ "alive": true, "attached": true, "roles": ["edge"] });
-            facts.as_object().into_iter().flatten().for_each(|(key, value)| node[key] = value.clone());
-            add_node_state(&mut node);
-            node["state"].as_str().map(str::to_owned)
-        };
-        for (facts, expected) in [
-            (json!({}), "alive"),
-            (json!({ "alive": false, "draining": true }), "gone"),
-            (json!({ "draining": true, "attached": false }), "draining"),
-            (json!({ "stale": true }), "stale"),
-            (json!({ "attached": false }), "detached"),
-            (json!({ "attached": false, "roles": ["gateway"] }), "alive"),
-            (json!({ "removed": true }), "removed"),
-        ] {
-            assert_eq!(state(facts.clone()).as_deref(), Some(expected), "{facts}");
-        }
+    fn a_site_names_what_is_wrong_with_its_nodes() {
+        let mut site = json!({ "latitude": 50.11, "longitude": 8.682, "nodes": [
+            { "name": "a", "state": "alive" }, { "name": "b", "state": "gone" },
+        ]});
+        shorten_site(&mut site);
+        assert_eq!((&site["nodes"], &site["place"]), (&json!("a, b (gone)"), &json!("50.11, 8.68")));
     }
 
     #[test]
     fn an_app_sums_up_its_services() {
         let mut apps = [json!({ "app": "shop" })];
         let services = [
-            json!({ "app": "shop", "url": "https://a", "regions": { "fra": { "healthy": 1, "min": 2 } } }),
-            json!({ "app": "shop", "url": null, "regions": { "was": { "healthy": 1, "min": 1 } } }),
-            json!({ "app": "other", "url": null, "regions": { "was": { "healthy": 9, "min": 9 } } }),
+            json!({ "app": "shop", "url": "https://a", "regions": { "fra": { "healthy": 1, "wanted": 2 } } }),
+            json!({ "app": "shop", "url": null, "regions": { "was": { "healthy": 1, "wanted": 1 } } }),
+            json!({ "app": "other", "url": null, "regions": { "was": { "healthy": 9, "wanted": 9 } } }),
         ];
         add_services(&mut apps, &services);
         assert_eq!(apps[0], json!({ "app": "shop", "health": "2/3", "urls": ["https://a"] }));
@@ -278,7 +299,7 @@ mod tests {
             "created_ms": now - 125_000,
             "expires_ms": now + 125_000,
             "drain_ms": 5,
-            "regions": { "fra": { "healthy": 1, "min": 2 }, "was": { "healthy": 1, "min": 1 } },
+            "regions": { "fra": { "healthy": 1, "wanted": 2 }, "was": { "healthy": 1, "wanted": 1 } },
         })];
         for_people(&mut rows);
         assert_eq!(

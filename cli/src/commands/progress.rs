@@ -62,6 +62,8 @@ fn region_text(services: &Value, delete: bool) -> String {
         "placing "
     } else if healthy < wanted {
         "starting"
+    } else if placed > wanted {
+        return format!("draining  {wanted}/{wanted} healthy, {} more than wanted", placed - wanted);
     } else if old > 0 {
         "draining"
     } else {

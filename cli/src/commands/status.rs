@@ -30,7 +30,7 @@ pub(super) async fn run(args: StatusArgs, global: &Global) -> Outcome {
 }
 
 /// The app of `./atoll.toml`, if there is one that can be read.
-fn app_of_this_folder() -> Option<String> {
+pub(super) fn app_of_this_folder() -> Option<String> {
     let text = std::fs::read_to_string(Path::new("atoll.toml")).ok()?;
     let folder = std::env::current_dir().ok()?;
     atoll_model::manifest::parse(&text, "atoll.toml", &folder).ok().map(|manifest| manifest.app.to_string())
