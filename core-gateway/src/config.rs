@@ -1,6 +1,8 @@
 //! What an operator sets for the role gateway.
 
+use atoll_model::RegionName;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// The role's configuration.
@@ -15,8 +17,13 @@ pub struct Config {
     pub workers: usize,
     /// Most requests at a time, over all workers. Each holds at most 64 KiB of its body for a retry.
     pub requests_max: usize,
-    /// Most tunnel connections at a time. An edge has a few for each of its workers.
+    /// Most connections at a time. An edge has a few for each of its workers, and so has each gateway of
+    /// another region.
     pub connections_max: usize,
+    /// Most of them that may be sidecars', which have one or two each, so that tunnels find a place.
+    pub sidecar_connections_max: usize,
+    /// Simulated round-trip time to each region's gateways, ms (`atoll dev --wan`).
+    pub wan: BTreeMap<RegionName, u64>,
 }
 
 impl Default for Config {
@@ -27,6 +34,8 @@ impl Default for Config {
             workers: 0,
             requests_max: 20_000,
             connections_max: 10_000,
+            sidecar_connections_max: 8_000,
+            wan: BTreeMap::new(),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Which instances a request of a cluster may go to, and why: for `explain`, by the functions that
 //! requests go by.
 
+use crate::calls::{best_of, order};
 use crate::gateway::Shared;
 use crate::serving::Serving;
 use crate::summaries::healthy;
 use crate::views::{Cluster, Snapshot};
 use atoll_proxy::region::seen;
+use atoll_proxy::regions;
 use atoll_routing::endpoint::{self, State};
 use atoll_routing::placed::{Endpoint, Endpoints};
 use atoll_routing::summary::Summary;
@@ -14,8 +16,9 @@ use std::sync::atomic::Ordering;
 
 impl Serving {
     /// What would become of an edge's request for `cluster` (`org/app/service`) in this region: each
-    /// instance, what is known of it, and whether it may get the request. An instance counts as ejected
-    /// when any of the workers can't reach it.
+    /// instance, what is known of it, and whether it may get the request; and under `calls`, of a call of one of this
+    /// region's services: in which order regions are asked, and each other region. An instance counts
+    /// as ejected when any of the workers can't reach it.
     #[must_use]
     pub fn explain(&self, cluster: &str) -> Value {
         let shared = &self.shared;
@@ -23,10 +26,16 @@ impl Serving {
         let about = json!({ "cluster": clipped(cluster), "region": shared.region, "gateway": shared.name });
         let more = match snapshot.clusters.get(cluster) {
             None => json!({ "answer": "not-public", "why": "no cluster has this name" }),
-            Some(known) if !known.public => {
-                json!({ "answer": "not-public", "why": "the cluster is not public: edges don't get it" })
+            Some(known) => {
+                let mut more = instances(shared, &snapshot, cluster, known);
+                if !known.public {
+                    more["answer"] = json!("not-public");
+                    more["why"] =
+                        json!("the cluster is not public: edges don't get it, services may call it");
+                }
+                more["calls"] = calls(shared, &snapshot, cluster, known);
+                more
             }
-            Some(known) => instances(shared, &snapshot, cluster, known),
         };
         match (about, more) {
             (Value::Object(mut about), Value::Object(more)) => {
@@ -65,6 +74,21 @@ fn instances(shared: &Shared, snapshot: &Snapshot, name: &str, cluster: &Cluster
         "summary": { "health": format!("{:?}", summary.health).to_lowercase(), "capacity_bucket": summary.capacity_bucket },
         "in_flight": cluster.in_flight.load(Ordering::Relaxed),
         "instances": endpoints.all.iter().map(instance).collect::<Vec<_>>(),
+    })
+}
+
+fn calls(shared: &Shared, snapshot: &Snapshot, name: &str, cluster: &Cluster) -> Value {
+    let endpoints = snapshot.endpoints.get(name).map(|endpoints| &**endpoints);
+    let best = best_of(endpoints, |key| shared.reach.is_ejected(key));
+    let said = snapshot.summaries.of(name).map_or(&[][..], |all| &all[..]);
+    let far = regions::explain(&shared.board, &shared.region, said, &cluster.regions, name);
+    let far_healthy = far["answer"] == "forwarded" && far["panic"] == false;
+    let order = order(false, best, || far_healthy);
+    let served = best.is_some() || far["answer"] == "forwarded";
+    json!({
+        "answer": if served { "forwarded" } else { "no-region" },
+        "order": format!("{order}"),
+        "other_regions": far,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Binding and running the role.
 
 use crate::config::Config;
+use crate::metrics::CallMetrics;
 use crate::records;
 use crate::serving::Serving;
 use crate::summaries::{self, Touched};
@@ -10,17 +11,19 @@ use crate::worker;
 use arc_swap::ArcSwap;
 use atoll_gossip::{Gossip, Subscription};
 use atoll_identity::{Identity, PeerPolicy};
-use atoll_model::{NodeName, RegionName, Role, Roles};
+use atoll_model::{Hop, NodeName, RegionName, Role, Roles};
 use atoll_process::{Drain, Metrics, Tasks};
 use atoll_proxy::ProxyMetrics;
 use atoll_proxy::admission::Admissions;
 use atoll_proxy::listen::{ConnectionCap, bind_workers};
 use atoll_proxy::region::Reach;
+use atoll_proxy::regions::{Board, TunnelFacts};
 use atoll_proxy::server::MeshAcceptor;
 use atoll_proxy::workers::{self, until_forced};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// What the node hands to the role.
@@ -30,7 +33,7 @@ pub struct Handles {
     pub name: NodeName,
     /// Its region.
     pub region: RegionName,
-    /// For tunnels and for sidecars.
+    /// What edges, sidecars and other gateways are shown.
     pub identity: Identity,
     /// Where records come from, and summaries go to.
     pub gossip: Gossip,
@@ -68,8 +71,14 @@ pub(crate) struct Shared {
     pub(crate) views: Views,
     pub(crate) reach: Reach,
     pub(crate) usage: Usage,
+    /// The workers' tunnels to other regions.
+    pub(crate) board: Board,
+    pub(crate) tunnel_facts: TunnelFacts,
     pub(crate) metrics: ProxyMetrics,
+    pub(crate) calls: CallMetrics,
     pub(crate) connections: ConnectionCap,
+    /// Those of them that are sidecars'.
+    pub(crate) sidecar_connections: Admissions,
     pub(crate) drain: Drain,
     pub(crate) apply_errors: ArcSwap<Vec<(String, String)>>,
     pub(crate) admissions: Admissions,
@@ -82,7 +91,7 @@ pub struct Gateway;
 /// The socket is bound; nothing is served yet.
 #[derive(Debug)]
 pub struct Bound {
-    /// Where tunnels come in.
+    /// Where tunnels and sidecars come in.
     pub address: SocketAddr,
     shared: Arc<Shared>,
     sockets: Vec<TcpListener>,
@@ -105,6 +114,16 @@ fn bind(config: &Config, parts: Handles) -> Result<Bound, BindError> {
     let records = parts.gossip.subscribe(&records::KINDS);
     let (address, sockets) = bind_workers(config.listen, workers::count(config.workers))
         .map_err(|source| BindError::Listen { address: config.listen, source })?;
+    let metrics = ProxyMetrics::register(&parts.metrics, "gateway");
+    let wan = config.wan.iter().map(|(region, ms)| (region.clone(), Duration::from_millis(*ms)));
+    let tunnel_facts = TunnelFacts {
+        hop: Hop::Gateway,
+        node: parts.name.clone(),
+        region: parts.region.clone(),
+        identity: parts.identity.clone(),
+        wan: Arc::new(wan.collect()),
+        metrics: metrics.clone(),
+    };
     let shared = Arc::new(Shared {
         name: parts.name,
         region: parts.region,
@@ -112,8 +131,12 @@ fn bind(config: &Config, parts: Handles) -> Result<Bound, BindError> {
         views: Views::default(),
         reach: Reach::default(),
         usage: Usage::default(),
-        metrics: ProxyMetrics::register(&parts.metrics, "gateway"),
+        board: Board::new(sockets.len()),
+        tunnel_facts,
+        metrics,
+        calls: CallMetrics::register(&parts.metrics),
         connections: ConnectionCap::new(config.connections_max),
+        sidecar_connections: Admissions::new(config.sidecar_connections_max),
         drain: parts.drain,
         apply_errors: ArcSwap::default(),
         admissions: Admissions::new(config.requests_max),
@@ -142,8 +165,11 @@ impl Bound {
         let publish = summaries::publish(gossip, shared.region.clone(), Arc::clone(&shared), touched);
         tasks.spawn("gateway summaries", until_forced(drain.clone(), publish));
         let tunnels = PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Edge).with(Role::Gateway));
-        let acceptor = MeshAcceptor::new(&shared.identity, tunnels);
-        let run = move |_, socket| worker::run(Arc::clone(&shared), acceptor.clone(), socket);
+        let who = PeerPolicy::AnyOf(vec![tunnels, PeerPolicy::AnyWorkload]);
+        let acceptor = MeshAcceptor::new(&shared.identity, who);
+        let run = move |worker: workers::Worker, socket| {
+            worker::run(Arc::clone(&shared), worker.index, acceptor.clone(), socket)
+        };
         let workers = workers::spawn_each(sockets, "gateway", run).map_err(BindError::Workers)?;
         if !workers.drained(&drain).await {
             warn!("the gateway's workers did not all end well");

@@ -8,6 +8,9 @@ use atoll_wire::node::ClusterStats;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Clusters in one answer; some 500 KiB, where a message of the line to control may have 4 MiB.
+const COUNTS_MAX: usize = 4096;
+
 /// Answers questions about a running gateway, from any thread. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Serving {
@@ -41,15 +44,16 @@ impl Serving {
         self.shared.apply_errors.load().to_vec()
     }
 
-    /// What was counted of each cluster that was asked for.
+    /// What was counted of the clusters whose names begin so and that were asked for; at most 4096, those
+    /// with the most requests.
     #[must_use]
-    pub fn counts(&self) -> Vec<ClusterStats> {
+    pub fn counts(&self, prefix: &str) -> Vec<ClusterStats> {
         let snapshot = self.shared.views.load();
         let of_cluster = |(name, cluster): (&str, &Arc<Cluster>)| {
             let latency = cluster.counts.latency();
             let requests = latency.iter().sum();
             let in_flight = cluster.in_flight.load(Ordering::Relaxed);
-            (requests > 0 || in_flight > 0).then(|| ClusterStats {
+            (name.starts_with(prefix) && (requests > 0 || in_flight > 0)).then(|| ClusterStats {
                 cluster: name.to_owned(),
                 requests,
                 failures: cluster.counts.failures(),
@@ -57,7 +61,12 @@ impl Serving {
                 latency,
             })
         };
-        snapshot.clusters.iter().filter_map(of_cluster).collect()
+        let mut counts: Vec<ClusterStats> = snapshot.clusters.iter().filter_map(of_cluster).collect();
+        if counts.len() > COUNTS_MAX {
+            counts.sort_by_key(|stats| std::cmp::Reverse(stats.requests));
+            counts.truncate(COUNTS_MAX);
+        }
+        counts
     }
 
     /// What the gateway knows, for `/state`.
@@ -90,6 +99,8 @@ impl Serving {
             "desired_version": snapshot.desired.1,
             "requests_in_flight": shared.admissions.in_flight(),
             "connections": shared.connections.open(),
+            "sidecar_connections": shared.sidecar_connections.in_flight(),
+            "tunnels": shared.board.state(),
             "clusters": clusters,
         })
     }

@@ -3,9 +3,10 @@
 use crate::counts::Counts;
 use arc_swap::ArcSwap;
 use atoll_gossip::{Entry, Owner};
-use atoll_model::{ClusterName, Kind, NodeName};
+use atoll_model::{ClusterName, Kind, NodeName, RegionName, Role};
 use atoll_proxy::Destination;
 use atoll_proxy::journal::Journal;
+use atoll_proxy::regions::{BadAddress, Gateway, Gateways, Summaries};
 use atoll_routing::ShardedMap;
 use atoll_routing::placed::{Endpoints, Instance, Placed, Placement, Said};
 use atoll_wire::record;
@@ -24,7 +25,9 @@ pub(crate) struct Cluster {
     /// Edges may ask for it.
     pub(crate) public: bool,
     pub(crate) to: Arc<Destination>,
-    /// Requests of edges in flight to it, over all workers. Kept when the policy changes.
+    /// Where it runs, sorted.
+    pub(crate) regions: Vec<RegionName>,
+    /// Requests in flight to its instances here, over all workers. Kept when the policy changes.
     pub(crate) in_flight: Arc<AtomicU32>,
     /// Kept when the policy changes.
     pub(crate) counts: Arc<Counts>,
@@ -35,6 +38,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Snapshot {
     pub(crate) clusters: ShardedMap<Arc<Cluster>>,
     pub(crate) endpoints: ShardedMap<Arc<Endpoints>>,
+    /// What other regions say.
+    pub(crate) summaries: Summaries,
     /// The newest desired state that was seen: the store's epoch and revision.
     pub(crate) desired: (u64, u64),
     /// Something was heard from another node.
@@ -45,19 +50,25 @@ pub(crate) struct Snapshot {
 #[derive(Debug, Clone)]
 pub(crate) struct Views {
     current: Arc<ArcSwap<Snapshot>>,
-    /// The clusters whose instances changed last; for the workers' pools.
+    /// For the workers' pools.
     changed: watch::Sender<u64>,
+    /// Of other regions.
+    gateways: Gateways,
 }
 
 impl Default for Views {
     fn default() -> Self {
-        Self { current: Arc::default(), changed: watch::Sender::new(0) }
+        Self { current: Arc::default(), changed: watch::Sender::new(0), gateways: Gateways::default() }
     }
 }
 
 impl Views {
     pub(crate) fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    pub(crate) fn gateways(&self) -> &Gateways {
+        &self.gateways
     }
 
     /// Moves on whenever the instances of some cluster have changed.
@@ -75,6 +86,10 @@ enum ApplyError {
     Address(String),
     #[error("`{0}` is no cluster's name")]
     Cluster(String),
+    #[error(transparent)]
+    Gateway(#[from] BadAddress),
+    #[error("the key is not `region/cluster`")]
+    SummaryKey,
 }
 
 /// Applies records; one task owns it.
@@ -83,16 +98,18 @@ pub(crate) struct ViewWriter {
     views: Views,
     working: Snapshot,
     own_name: NodeName,
+    own_region: RegionName,
     placed: Placed,
     journal: Journal,
 }
 
 impl ViewWriter {
-    pub(crate) fn new(views: Views, own_name: NodeName) -> Self {
+    pub(crate) fn new(views: Views, own_name: NodeName, own_region: RegionName) -> Self {
         Self {
             working: Snapshot::clone(&views.load()),
             views,
             own_name,
+            own_region,
             placed: Placed::default(),
             journal: Journal::default(),
         }
@@ -142,6 +159,8 @@ impl ViewWriter {
             }
             Kind::INSTANCE => self.instance(entry, touched),
             Kind::PLACEMENT => self.placement(entry, touched),
+            Kind::NODE => self.node(entry),
+            Kind::SUMMARY => self.summary(entry),
             _ => Ok(()),
         }
     }
@@ -160,7 +179,10 @@ impl ViewWriter {
         let in_flight = old.map(|old| Arc::clone(&old.in_flight)).unwrap_or_default();
         let counts = old.map(|old| Arc::clone(&old.counts)).unwrap_or_default();
         let to = Arc::new(Destination::new(cluster_name(&entry.key)?, response_timeout));
-        let cluster = Cluster { public: body.public, to, in_flight, counts };
+        let mut regions: Vec<RegionName> =
+            body.regions.iter().filter_map(|name| RegionName::new(name).ok()).collect();
+        regions.sort_unstable();
+        let cluster = Cluster { public: body.public, to, regions, in_flight, counts };
         self.working.clusters.insert(&entry.key, Arc::new(cluster));
         Ok(())
     }
@@ -193,6 +215,31 @@ impl ViewWriter {
             Some(Placement { cluster: body.cluster, host: body.host, drains })
         };
         self.placed.placement(&entry.key, fact, touched);
+        Ok(())
+    }
+
+    /// Calls that this region can't serve go to the gateways of others.
+    fn node(&self, entry: &Entry) -> Result<(), ApplyError> {
+        let signer = &entry.signer;
+        let is_far = signer.roles.has(Role::Gateway) && signer.region != self.own_region;
+        let gateway = if entry.deleted || !is_far {
+            None
+        } else {
+            Some(Gateway::of(&signer.node, &signer.region, &entry.decode()?)?)
+        };
+        self.views.gateways.set(&entry.key, gateway);
+        Ok(())
+    }
+
+    fn summary(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        let (region, cluster) = entry.key.split_once('/').ok_or(ApplyError::SummaryKey)?;
+        let region = RegionName::new(region).map_err(|_| ApplyError::SummaryKey)?;
+        let Owner::Node(said_by) = &entry.owner else { return Ok(()) };
+        if region == self.own_region {
+            return Ok(());
+        }
+        let body: Option<record::RegionSummary> = if entry.deleted { None } else { Some(entry.decode()?) };
+        self.working.summaries.say(cluster, region, said_by, body.as_ref());
         Ok(())
     }
 }

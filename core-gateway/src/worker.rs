@@ -1,11 +1,13 @@
-//! One data-path worker: its socket, its sidecars, its tunnel connections.
+//! One data-path worker: its socket, its sidecars, its tunnels to other regions, and who is connected.
 
+use crate::asking::Peer;
 use crate::gateway::Shared;
-use crate::request::TunnelConnection;
+use crate::request::Connection;
 use atoll_identity::SpiffeId;
 use atoll_model::{ClusterName, Hop};
 use atoll_proxy::listen::serve_all;
 use atoll_proxy::region::Sidecars;
+use atoll_proxy::regions::Regions;
 use atoll_proxy::sample::Sample;
 use atoll_proxy::server::{AcceptError, ConnectionEnd, MeshAcceptor, ServerLimits};
 use atoll_proxy::workers::spawn_task;
@@ -23,35 +25,46 @@ use tracing::{debug, info, warn};
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) sidecars: Sidecars,
+    pub(crate) regions: Regions,
     /// Which failed requests are logged.
     pub(crate) failures: Sample,
     /// Which connections that were not let in are logged.
     strangers: Sample,
     pub(crate) own_id: SpiffeId,
-    limits: ServerLimits,
+    tunnel_limits: ServerLimits,
+    sidecar_limits: ServerLimits,
 }
 
 /// Runs a worker until the drain is over and its connections have ended.
-pub(crate) async fn run(shared: Arc<Shared>, acceptor: MeshAcceptor, socket: TcpListener) {
+pub(crate) async fn run(shared: Arc<Shared>, index: usize, acceptor: MeshAcceptor, socket: TcpListener) {
     let (identity, metrics) = (shared.identity.clone(), shared.metrics.clone());
     let sidecars = Sidecars::new(Hop::Gateway, identity, metrics.clone(), shared.reach.clone());
     let worker = Rc::new(Worker {
         sidecars,
+        regions: Regions::new(shared.tunnel_facts.clone()),
         failures: Sample::default(),
         strangers: Sample::default(),
         own_id: shared.identity.own_id(),
-        limits: ServerLimits::tunnel(),
+        tunnel_limits: ServerLimits::tunnel(),
+        // Their windows are smaller, and there are many of them.
+        sidecar_limits: ServerLimits { hop: Hop::Gateway, ..ServerLimits::sidecar() },
         shared,
     });
     let follower = Rc::clone(&worker);
-    let follow = spawn_task("sidecars", &metrics, async move { follower.follow().await });
+    let sidecars = spawn_task("sidecars", &metrics, async move { follower.follow().await });
+    let follower = Rc::clone(&worker);
+    let tunnels = spawn_task("tunnels", &metrics, async move {
+        let shared = &follower.shared;
+        follower.regions.follow(shared.views.gateways(), &shared.board, index).await;
+    });
     let connections = TaskTracker::new();
     let (cap, drain) = (worker.shared.connections.clone(), worker.shared.drain.clone());
     let serve = |stream, peer| serve(Rc::clone(&worker), acceptor.clone(), stream, peer);
-    serve_all(socket, ("tunnel connection", cap), &metrics, drain, &connections, serve).await;
+    serve_all(socket, ("mesh connection", cap), &metrics, drain, &connections, serve).await;
     connections.close();
     connections.wait().await;
-    follow.abort();
+    sidecars.abort();
+    tunnels.abort();
 }
 
 impl Worker {
@@ -77,6 +90,14 @@ impl Worker {
             warn!(%peer, own = %self.own_id, why, left_out, "refused a connection: {error}");
         }
     }
+
+    fn full(&self, id: &SpiffeId) {
+        self.shared.metrics.connections_refused.inc();
+        if let Some(left_out) = self.strangers.take(Instant::now()) {
+            warn!(%id, own = %self.own_id, left_out,
+                  "refused a connection: there are as many sidecars as gateway.sidecar_connections_max allows");
+        }
+    }
 }
 
 async fn serve(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, peer: SocketAddr) {
@@ -90,17 +111,22 @@ async fn serve(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, pe
         Err(error) => return worker.refused(peer, &error),
     };
     let Some(identity) = connection.info().identity.clone() else { return };
-    let Some(edge) = identity.id.node_name() else { return };
-    let handler = Rc::new(TunnelConnection {
-        worker: Rc::clone(&worker),
-        peer: identity,
-        edge: edge.clone(),
-        noted: RefCell::default(),
-    });
-    let end = connection.serve(&worker.limits, handler, &shared.metrics, shared.drain.clone()).await;
+    let Some(who) = Peer::of(&identity) else { return };
+    let (limits, place) = match &who {
+        Peer::Node { .. } => (&worker.tunnel_limits, None),
+        Peer::Service { .. } => match shared.sidecar_connections.take() {
+            Some(place) => (&worker.sidecar_limits, Some(place)),
+            None => return worker.full(&identity.id),
+        },
+    };
+    let id = identity.id.clone();
+    let handler =
+        Rc::new(Connection { worker: Rc::clone(&worker), peer: identity, who, noted: RefCell::default() });
+    let end = connection.serve(limits, handler, &shared.metrics, shared.drain.clone()).await;
+    drop(place);
     if end == ConnectionEnd::Denied {
-        info!(%edge, "a tunnel connection is cut: its peer is denied");
+        info!(%id, "a connection is cut: its peer is denied");
     } else {
-        debug!(%edge, ?end, "a tunnel connection ended");
+        debug!(%id, ?end, "a connection ended");
     }
 }

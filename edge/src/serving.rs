@@ -98,21 +98,6 @@ impl Serving {
     pub fn state(&self) -> serde_json::Value {
         let shared = &self.shared;
         let snapshot = shared.views.load();
-        let tunnels: Vec<_> = shared
-            .board
-            .sample()
-            .iter()
-            .map(|tunnel| {
-                let state = tunnel.state.load();
-                serde_json::json!({
-                    "gateway": tunnel.gateway.name,
-                    "region": tunnel.gateway.region,
-                    "connected": state.connected,
-                    "draining": state.draining,
-                    "rtt_us": state.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
-                })
-            })
-            .collect();
         serde_json::json!({
             "desired_epoch": snapshot.desired.0,
             "desired_version": snapshot.desired.1,
@@ -121,7 +106,7 @@ impl Serving {
             "certificates": shared.certificates.len(),
             "requests_in_flight": shared.admissions.in_flight(),
             "connections": shared.connections.open(),
-            "tunnels": tunnels,
+            "tunnels": shared.board.state(),
             "ready": self.ready().err().unwrap_or_else(|| "yes".to_owned()),
         })
     }

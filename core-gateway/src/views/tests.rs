@@ -55,7 +55,7 @@ fn placement(host: &str, key: &str, cluster: &str, drains: bool) -> Arc<Entry> {
 
 fn writer() -> (Views, ViewWriter) {
     let views = Views::default();
-    let writer = ViewWriter::new(views.clone(), "fra1-gateway".parse().unwrap());
+    let writer = ViewWriter::new(views.clone(), "fra1-gateway".parse().unwrap(), "fra".parse().unwrap());
     (views, writer)
 }
 

@@ -63,7 +63,8 @@ impl Outgoing {
     }
 
     /// The answer in place of `last` when it was our client that failed.
-    pub(crate) fn or_client(&self, hop: Hop, last: InternalAnswer) -> InternalAnswer {
+    #[must_use]
+    pub fn or_client(&self, hop: Hop, last: InternalAnswer) -> InternalAnswer {
         let reason = match self.body.source_failed() {
             None => return last,
             Some(BodyFault::Broken) => Reason::ClientGone,
@@ -106,7 +107,8 @@ impl Tries {
         self.used.get()
     }
 
-    pub(crate) fn spend(&self, tries: u8) {
+    /// So many more were spent.
+    pub fn spend(&self, tries: u8) {
         self.used.set(self.used.get().saturating_add(tries).min(self.max));
     }
 }

@@ -3,17 +3,17 @@
 
 mod board;
 mod choice;
+mod explain;
 mod forward;
 mod known;
 mod tunnels;
 mod view;
 
 pub use board::{Board, Posted};
-pub use choice::decide;
+pub use explain::explain;
 pub use forward::Answered;
 pub use known::{BadAddress, Gateway, Gateways, RegionHealth, Summaries};
 pub use tunnels::TunnelFacts;
-pub use view::{RegionView, region_views};
 
 use choice::Memory;
 use tunnels::Tunnels;

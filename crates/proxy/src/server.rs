@@ -9,6 +9,6 @@ mod serve;
 mod unread;
 
 pub use check::{Refusal, URI_BYTES_MAX, normalize};
-pub use limits::ServerLimits;
+pub use limits::{STREAM_SILENCE_MAX, ServerLimits, TakeWithin};
 pub use mesh::{AcceptError, MeshAcceptor, MeshConnection};
 pub use serve::{ConnectionEnd, HttpVersion, serve_connection};

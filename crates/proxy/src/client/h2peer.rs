@@ -117,7 +117,10 @@ impl PeerConnection {
     /// As [`H2Peer::send`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let mut sender = self.sender.clone();
-        let response = sender.send_request(to_http2(request, Scheme::HTTPS)).await.map_err(|e| SendError::from_hyper(&e))?;
+        let response = sender
+            .send_request(to_http2(request, Scheme::HTTPS))
+            .await
+            .map_err(|e| SendError::from_hyper(&e))?;
         Ok(response.map(|body| Body::incoming(body, Side::Upstream, None)))
     }
 }

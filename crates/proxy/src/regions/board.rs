@@ -45,4 +45,20 @@ impl Board {
     pub fn sample(&self) -> Arc<Vec<Posted>> {
         self.0.first().map(ArcSwap::load_full).unwrap_or_default()
     }
+
+    /// The tunnels, for `/state`.
+    #[must_use]
+    pub fn state(&self) -> serde_json::Value {
+        let tunnel = |posted: &Posted| {
+            let state = posted.state.load();
+            serde_json::json!({
+                "gateway": posted.gateway.name,
+                "region": posted.gateway.region,
+                "connected": state.connected,
+                "draining": state.draining,
+                "rtt_us": state.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
+            })
+        };
+        self.sample().iter().map(tunnel).collect()
+    }
 }

@@ -41,8 +41,7 @@ pub(super) struct Target {
 }
 
 /// Chooses among regions as they are seen now; also what `explain` shows.
-#[must_use]
-pub fn decide(
+pub(super) fn decide(
     regions: &[RegionView],
     home: &RegionName,
     previous: Option<&RegionName>,

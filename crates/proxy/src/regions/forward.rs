@@ -11,6 +11,7 @@ use crate::client::{SendError, SendFault, SendTimeouts};
 use crate::headers;
 use crate::outgoing::{Outgoing, Tries};
 use atoll_model::{Hop, Reason, RegionName};
+use atoll_routing::region::Health;
 use atoll_routing::retry::Retry;
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response};
@@ -52,6 +53,13 @@ impl Regions {
     /// Opens and closes tunnels as gateways come and go, and posts them. Runs as long as the worker.
     pub async fn follow(&self, gateways: &Gateways, board: &Board, worker: usize) {
         self.tunnels.follow(gateways, board, worker).await;
+    }
+
+    /// Whether some region that can be reached is known to have a healthy instance of `cluster`.
+    #[must_use]
+    pub fn any_healthy(&self, said: &[RegionHealth], among: &[RegionName], cluster: &str) -> bool {
+        let views = self.tunnels.regions(said, cluster, among);
+        views.iter().any(|view| view.tunnel_up && view.health != Health::None)
     }
 
     /// Forwards until an instance has answered, or no further try is allowed. `among` are the regions

@@ -9,22 +9,21 @@ use std::time::Duration;
 
 /// What the tunnels to one region's gateways tell of a cluster there.
 #[derive(Debug)]
-pub struct RegionView {
+pub(super) struct RegionView {
     /// Which.
-    pub region: RegionName,
+    pub(super) region: RegionName,
     /// The least of its tunnels' round trips.
-    pub rtt: Option<Duration>,
+    pub(super) rtt: Option<Duration>,
     /// How the cluster does there.
-    pub health: Health,
+    pub(super) health: Health,
     /// Whether one of its gateways can be reached.
-    pub tunnel_up: bool,
+    pub(super) tunnel_up: bool,
     /// Whether all that can be reached are shutting down.
-    pub draining: bool,
+    pub(super) draining: bool,
 }
 
 /// What tunnels tell of `cluster` in each of `regions` (all, if that is empty) that has one.
-#[must_use]
-pub fn region_views(
+pub(super) fn region_views(
     tunnels: &[(&Gateway, Arc<TunnelState>)],
     said: &[RegionHealth],
     cluster: &str,

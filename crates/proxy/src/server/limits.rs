@@ -3,6 +3,15 @@
 use atoll_model::Hop;
 use std::time::Duration;
 
+/// How long a stream may be silent in both directions, and its reader may take nothing: streams of events and of
+/// bytes pause for long; one that does so for ever would hold its places at every hop.
+pub const STREAM_SILENCE_MAX: Duration = Duration::from_secs(3600);
+
+/// In a response's extensions: how long the peer may take nothing of it, in place of
+/// [`ServerLimits::take_timeout`].
+#[derive(Debug, Clone, Copy)]
+pub struct TakeWithin(pub Duration);
+
 /// Bounds of one connection, and how its own errors look.
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
@@ -73,8 +82,9 @@ impl ServerLimits {
             // those of all others in the tunnel.
             connection_window: 1000 * 512 * 1024,
             frame_max: 64 * 1024,
-            // Behind the edge's own: it knows its clients, and ends the stream here too.
+            // Behind those of the hop before: it knows its clients, and ends the stream here too.
             take_timeout: Duration::from_secs(90),
+            body_idle_timeout: STREAM_SILENCE_MAX + Duration::from_secs(60),
             head_bytes_max: 64 * 1024,
             pending_resets_max: 1000,
             local_resets_max: 1 << 20,

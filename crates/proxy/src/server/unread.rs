@@ -4,6 +4,7 @@
 //! HTTP/2 has a window for each stream, so a client can leave one response alone and take another. The
 //! HTTP library does not ask for more of a body that has no room to go, so a clock beside it looks.
 
+use super::limits::TakeWithin;
 use crate::body::{Body, BodyError, Side};
 use bytes::Bytes;
 use http::Response;
@@ -31,6 +32,8 @@ struct Watched {
     body: RefCell<Option<Body>>,
     /// Since when the client has not taken what it was given; `None` while we wait for more of it.
     waits_since: Cell<Option<Instant>>,
+    /// Its own patience, where it has one.
+    within: Option<Duration>,
     /// Its place among the responses.
     place: Cell<usize>,
 }
@@ -38,6 +41,7 @@ struct Watched {
 impl Unread {
     /// Looks after a response from now on.
     pub(crate) fn watch(&self, response: Response<Body>) -> Response<Body> {
+        let within = response.extensions().get::<TakeWithin>().map(|within| within.0);
         response.map(|body| {
             if body.is_end_stream() {
                 return body;
@@ -46,6 +50,7 @@ impl Unread {
             let watched = Rc::new(Watched {
                 body: RefCell::new(Some(body)),
                 waits_since: Cell::new(Some(Instant::now())),
+                within,
                 place: Cell::new(responses.len()),
             });
             responses.push(Rc::clone(&watched));
@@ -76,6 +81,7 @@ impl Unread {
         let given_up: Vec<Body> = {
             let responses = self.0.responses.borrow();
             let stalled = |watched: &&Rc<Watched>| {
+                let patience = watched.within.unwrap_or(patience);
                 watched.waits_since.get().is_some_and(|since| since.elapsed() >= patience)
             };
             responses.iter().filter(stalled).filter_map(|watched| watched.body.borrow_mut().take()).collect()
