@@ -65,6 +65,25 @@ impl Api {
         }
     }
 
+    /// Reads objects that come one a line, on as many pages as there are.
+    pub async fn lines_of_json(&self, path: &str) -> Outcome<Vec<Value>> {
+        let (mut rows, mut next) = (Vec::new(), Some(path.to_owned()));
+        while let Some(path) = next.take() {
+            let answer = self.send(self.request(Method::GET, &path, None, None)?).await?;
+            next = next_page(answer.headers());
+            let bytes = whole(&path, answer).await?;
+            for line in bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+                let row = serde_json::from_slice(line);
+                rows.push(
+                    row.map_err(|error| {
+                        Failure::failed(format!("the answer to {path} is no JSON: {error}"))
+                    })?,
+                );
+            }
+        }
+        Ok(rows)
+    }
+
     /// Changes something. Sent again, with the same idempotency key, when control goes away before it answers.
     pub async fn change(&self, method: Method, path: &str, body: Option<&Value>) -> Outcome<Value> {
         let key = HEXLOWER.encode(&rand::random::<[u8; 16]>());
@@ -157,7 +176,25 @@ impl Api {
     }
 }
 
+/// The page that a `Link` names as the next one (RFC 8288), on the same API.
+fn next_page(headers: &http::HeaderMap) -> Option<String> {
+    let link = headers.get(header::LINK)?.to_str().ok()?;
+    let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
+    let is_next = parameters.contains("rel=\"next\"") && target.starts_with("/v1/");
+    is_next.then(|| target.to_owned())
+}
+
 async fn read(path: &str, answer: http::Response<Incoming>) -> Outcome<Value> {
+    let bytes = whole(path, answer).await?;
+    if bytes.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::failed(format!("the answer to {path} is no JSON: {error}")))
+}
+
+/// The body of a good answer; the problem of another.
+async fn whole(path: &str, answer: http::Response<Incoming>) -> Outcome<Bytes> {
     let status = answer.status();
     let collected =
         tokio::time::timeout(ANSWER_WAIT, Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect());
@@ -171,11 +208,7 @@ async fn read(path: &str, answer: http::Response<Incoming>) -> Outcome<Value> {
     if !status.is_success() {
         return Err(problem::failure(status, &bytes));
     }
-    if bytes.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::failed(format!("the answer to {path} is no JSON: {error}")))
+    Ok(bytes)
 }
 
 /// Text as one segment of a path or one value of a query.

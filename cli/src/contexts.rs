@@ -125,15 +125,17 @@ pub struct Choice {
     pub api: Option<String>,
     /// `ATOLL_TOKEN`.
     pub token: Option<String>,
+    /// What is in the file that `ATOLL_CA` names.
+    pub ca: Option<String>,
 }
 
 impl Choice {
     /// The platform: `--context`, else `ATOLL_API`, else `ATOLL_CONTEXT`, else the current context.
-    /// `ATOLL_TOKEN` takes the place of a context's token.
+    /// `ATOLL_TOKEN` takes the place of a context's token, `ATOLL_CA` that of its CA.
     pub fn resolve(&self, contexts: &Contexts) -> Outcome<Chosen> {
         if let (None, Some(api)) = (&self.flag, &self.api) {
-            let context =
-                Context { api: api.clone(), token: self.token.clone(), ca: pinned_for(api, contexts) };
+            let ca = self.ca.clone().or_else(|| pinned_for(api, contexts));
+            let context = Context { api: api.clone(), token: self.token.clone(), ca };
             return Ok(Chosen { name: "ATOLL_API".to_owned(), context });
         }
         let name = self.flag.as_ref().or(self.variable.as_ref()).or(contexts.current.as_ref()).ok_or_else(|| {
@@ -143,6 +145,9 @@ impl Choice {
         let mut context = contexts.contexts.get(name).cloned().ok_or_else(|| unknown(name, contexts))?;
         if self.token.is_some() {
             context.token.clone_from(&self.token);
+        }
+        if self.ca.is_some() {
+            context.ca.clone_from(&self.ca);
         }
         Ok(Chosen { name: name.clone(), context })
     }
@@ -237,6 +242,8 @@ mod tests {
         let flag = Choice { flag: Some("a".to_owned()), token: Some("u".to_owned()), ..api };
         let chosen = flag.resolve(&contexts).unwrap();
         assert_eq!((chosen.name.as_str(), chosen.context.token.as_deref()), ("a", Some("u")));
+        let pinned = Choice { ca: Some("pem".to_owned()), ..flag };
+        assert_eq!(pinned.resolve(&contexts).unwrap().context.ca.as_deref(), Some("pem"));
         let wrong = Choice { flag: Some("c".to_owned()), ..Choice::default() };
         let failure = wrong.resolve(&contexts).unwrap_err();
         assert_eq!(failure.exit, Exit::Usage);

@@ -46,6 +46,7 @@ pub(super) async fn tokens(command: TokensCommand, global: &Global) -> Outcome {
             out::note(&format!("token {} can't be used any more", out::harmless(&id)));
             Ok(())
         }
+        TokensCommand::Api(command) => super::access::api_tokens(command, global).await,
     }
 }
 

@@ -114,7 +114,6 @@ pub(super) async fn list(
 
 /// Makes an API token
 #[utoipa::path(post, path = "/v1/tokens/api", request_body = ApiTokenWish,
-    params(("Idempotency-Key" = Option<String>, Header,)),
     responses((status = 201, body = NewApiToken), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn create(
     State(api): State<Api>,
@@ -171,8 +170,7 @@ pub(super) async fn create(
 
 /// Revokes an API token: from this answer on it is worth nothing
 #[utoipa::path(delete, path = "/v1/tokens/api/{id}",
-    params(("id" = String, Path,), ("org" = Option<String>, Query, description = "another organization; for operators"),
-        ("Idempotency-Key" = Option<String>, Header,)),
+    params(("id" = String, Path,), ("org" = Option<String>, Query, description = "another organization; for operators")),
     responses((status = 200, body = ApiTokenRevoked), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn remove(
     State(api): State<Api>,

@@ -98,9 +98,8 @@ pub(super) async fn show(
 
 #[utoipa::path(put, path = "/v1/apps/{app}",
     params(("app" = String, Path,), ("dry_run" = Option<bool>, Query, description = "only say what would change"),
-        ("confirm" = Option<u64>, Query, description = "how many services may be removed"),
-        ("Idempotency-Key" = Option<String>, Header,)),
-    request_body(content = Object, description = "{app, services: {name: specification}}"),
+        ("confirm" = Option<u64>, Query, description = "how many services may be removed")),
+    request_body = super::schema::AppSpec,
     responses((status = 202, body = Accepted), (status = 200, body = Plan, description = "with dry_run"),
         (status = 409, body = Problem), (status = 422, body = Problem), (status = 507, body = Problem)))]
 pub(super) async fn deploy(
@@ -129,13 +128,18 @@ pub(super) async fn deploy(
         let (changes, _) = planned.await?;
         caller.asked.settle();
         return Ok(Json(Plan { changes }).into_response());
-    super::bundles::check(&api, &caller.org, &compiled).await?;
     }
+    super::bundles::check(&api, &caller.org, &compiled).await?;
     let metrics = api.metrics.clone();
     let request =
         Request { caller: caller.clone(), headers: &headers, method: Method::PUT, uri: &uri, body: &body };
     change(&api, request, move |change| {
+        let planned = plan_changes(change, &context, &caller.org, &compiled)?;
         let accepted = accept(change, &context, &caller, &compiled, options.confirm)?;
+        for PlannedChange { action, object, name, detail } in &planned {
+            let sep = if detail.is_empty() { "" } else { ": " };
+            caller.asked.note(&format!("{action} {object} {name}{sep}{detail}"));
+        }
         metrics.deploys.inc();
         Ok((StatusCode::ACCEPTED, accepted))
     })
@@ -143,7 +147,7 @@ pub(super) async fn deploy(
 }
 
 #[utoipa::path(delete, path = "/v1/apps/{app}",
-    params(("app" = String, Path,), ("Idempotency-Key" = Option<String>, Header,)),
+    params(("app" = String, Path,)),
     responses((status = 202, body = Removal), (status = 404, body = Problem)))]
 pub(super) async fn remove(
     State(api): State<Api>,
@@ -158,6 +162,7 @@ pub(super) async fn remove(
         Request { caller: caller.clone(), headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
     change(&api, request, move |change| {
         let deploy = accept_delete(change, &context, &caller, &app)?;
+        caller.asked.note(&format!("remove app {app}, by deploy {deploy}"));
         Ok((StatusCode::ACCEPTED, Removal { deploy: deploy.to_string() }))
     })
     .await

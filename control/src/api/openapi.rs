@@ -83,7 +83,10 @@ impl Document {
         self.0["paths"][&path][method] = operation;
         if let Some(schemas) = part["components"]["schemas"].as_object() {
             for (name, schema) in schemas {
-                self.0["components"]["schemas"][name] = schema.clone();
+                let known = &mut self.0["components"]["schemas"][name];
+                // Two types of one name would describe each other's members.
+                assert!(known.is_null() || known == schema, "two schemas are called `{name}`: rename one");
+                *known = schema.clone();
             }
         }
         let method = method.to_uppercase().parse().expect("it is one of the common methods");
@@ -124,6 +127,15 @@ fn complete(operation: &mut Value, least: Least, method: &str) {
         }
     }
     if method != "get" {
+        let key = json!({
+            "name": "Idempotency-Key", "in": "header", "required": false,
+            "description": "the same request with the same key gets the first answer again, for 24 hours",
+            "schema": { "type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$" },
+        });
+        match operation["parameters"].as_array_mut() {
+            Some(parameters) => parameters.push(key),
+            None => operation["parameters"] = json!([key]),
+        }
         refusals
             .push(("422", "it can be read and makes no sense, or the idempotency key was used for another"));
         refusals.push(("503", "the store takes no changes now"));
@@ -152,4 +164,15 @@ fn as_problem(response: &mut Value) {
     if response["content"]["application/json"]["schema"]["$ref"] == PROBLEM_SCHEMA {
         response["content"] = problem_content();
     }
+}
+
+/// The operations of a document: method and path.
+#[cfg(test)]
+pub(super) fn operations(document: &Value) -> Vec<(String, String)> {
+    let paths = document["paths"].as_object().into_iter().flatten();
+    let of_path = |(path, item): (&String, &Value)| {
+        let methods = METHODS.into_iter().filter(|method| item[*method].is_object());
+        methods.map(|method| (method.to_uppercase(), path.clone())).collect::<Vec<_>>()
+    };
+    paths.flat_map(of_path).collect()
 }

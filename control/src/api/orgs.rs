@@ -99,7 +99,6 @@ pub(super) async fn list(State(api): State<Api>) -> Json<Vec<OrgView>> {
 
 /// Makes an organization
 #[utoipa::path(post, path = "/v1/orgs", request_body = OrgWish,
-    params(("Idempotency-Key" = Option<String>, Header,)),
     responses((status = 201, body = OrgView), (status = 409, body = Problem)))]
 pub(super) async fn create(
     State(api): State<Api>,
@@ -138,7 +137,7 @@ pub(super) async fn create(
 
 /// Removes an organization that has no apps; its tokens end, its audit log goes
 #[utoipa::path(delete, path = "/v1/orgs/{org}",
-    params(("org" = String, Path,), ("Idempotency-Key" = Option<String>, Header,)),
+    params(("org" = String, Path,)),
     responses((status = 200, body = OrgRemoved), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub(super) async fn remove(
     State(api): State<Api>,

@@ -46,6 +46,13 @@ pub(super) struct NewToken {
     expires_ms: u64,
 }
 
+/// A token with which nothing joins any more.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct TokenRemoved {
+    id: String,
+    removed: bool,
+}
+
 /// A token, without its secret.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct TokenView {
@@ -66,6 +73,7 @@ pub(super) struct TokenView {
     state: &'static str,
 }
 
+/// The join tokens: which are valid, and who used the others
 #[utoipa::path(get, path = "/v1/tokens/join", responses((status = 200, body = Vec<TokenView>)))]
 pub(super) async fn list(
     State(api): State<Api>,
@@ -90,6 +98,7 @@ pub(super) async fn list(
     Json(api.store.list::<JoinToken>(&format!("{}/", caller.org)).into_iter().map(view).collect())
 }
 
+/// Makes a single-use token with which a node joins
 #[utoipa::path(post, path = "/v1/tokens/join", request_body = TokenWish,
     responses((status = 201, body = NewToken), (status = 422, body = Problem)))]
 pub(super) async fn create(
@@ -119,12 +128,13 @@ pub(super) async fn create(
     let fingerprint =
         HEXLOWER.decode(api.ca.fingerprint().as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
     let fingerprint = fingerprint.ok_or_else(|| Problem::internal("the CA's fingerprint is malformed"))?;
-    let (org, by) = (caller.org.clone(), caller.name.clone());
+    let (org, by, asked) = (caller.org.clone(), caller.name.clone(), caller.asked.clone());
     let request = Request { caller, headers: &headers, method: Method::POST, uri: &uri, body: &body };
     change(&api, request, move |change| {
         let made = token::create(grant, fingerprint, now_ms).map_err(|error| Problem::internal(error.to_string()));
         let (token, record) = made?;
         let (id, expires_ms) = (record.id.clone(), record.expires_ms);
+        asked.note(&format!("roles {}, site {}, region {}", record.roles, record.site, record.region));
         tracing::info!(token = id, roles = %record.roles, site = %record.site, node = ?record.node, by, "join token made");
         change.put(&JoinToken { org, record })?;
         Ok((StatusCode::CREATED, NewToken { id, token: token.to_string(), expires_ms }))
@@ -158,8 +168,10 @@ fn region(api: &Api, wish: &TokenWish) -> Result<RegionName, Problem> {
     Ok(region)
 }
 
-#[utoipa::path(delete, path = "/v1/tokens/join/{id}", params(("id" = String, Path,)),
-    responses((status = 200), (status = 404, body = Problem)))]
+/// Makes a join token unusable
+#[utoipa::path(delete, path = "/v1/tokens/join/{id}",
+    params(("id" = String, Path,)),
+    responses((status = 200, body = TokenRemoved), (status = 404, body = Problem)))]
 pub(super) async fn remove(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
@@ -175,7 +187,7 @@ pub(super) async fn remove(
         change.get::<JoinToken>(&tail).ok_or_else(missing)?;
         change.remove::<JoinToken>(&tail);
         tracing::info!(token = id, by, "join token removed");
-        Ok((StatusCode::OK, serde_json::json!({ "id": id, "removed": true })))
+        Ok((StatusCode::OK, TokenRemoved { id, removed: true }))
     })
     .await
 }
