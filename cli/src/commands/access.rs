@@ -149,16 +149,7 @@ pub(super) async fn audit(args: AuditArgs, global: &Global) -> Outcome {
         out::json(&Value::Array(rows));
         return Ok(());
     }
-    for row in &mut rows {
-        row["at"] = Value::String(row["at_ms"].as_u64().map(out::date).unwrap_or_default());
-        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        // Nodes have no path: their call says it all.
-        row["what"] = Value::String(format!("{} {}", text("method"), text("path")).trim().to_owned());
-        row["who"] = Value::String(match text("by_org") == text("org") {
-            true => text("by"),
-            false => format!("{} of {}", text("by"), text("by_org")),
-        });
-    }
+    rows.iter_mut().for_each(describe);
     let columns = [
         Column("AT", "at"),
         Column("WHO", "who"),
@@ -170,6 +161,21 @@ pub(super) async fn audit(args: AuditArgs, global: &Global) -> Outcome {
     ];
     out::table(&columns, &rows, "nothing was changed");
     Ok(())
+}
+
+/// What the table shows of an entry beside its fields.
+fn describe(row: &mut Value) {
+    let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let at = row["at_ms"].as_u64().map(out::date).unwrap_or_default();
+    // Nodes have no path: their call says it all.
+    let what = format!("{} {}", text("method"), text("path")).trim().to_owned();
+    let who = match text("by_org") == text("org") {
+        true => text("by"),
+        false => format!("{} of {}", text("by"), text("by_org")),
+    };
+    for (key, value) in [("at", at), ("what", what), ("who", who)] {
+        row[key] = Value::String(value);
+    }
 }
 
 /// Entries that are shown where nothing else is asked for.
