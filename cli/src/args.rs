@@ -118,6 +118,9 @@ pub enum Command {
     /// What an instance, or a service's instances, wrote
     #[command(after_help = examples::LOGS)]
     Logs(LogsArgs),
+    /// What happens now: requests, errors and times of services, what instances and nodes use
+    #[command(after_help = examples::TOP)]
+    Top(TopArgs),
     /// The mesh's certificate authority
     #[command(subcommand)]
     Ca(CaCommand),
@@ -135,6 +138,13 @@ pub enum Command {
     /// Which platform the CLI talks to
     #[command(subcommand, after_help = examples::CONTEXT)]
     Context(ContextCommand),
+    /// A script with which a shell completes commands and options
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// What a command does, or what a reason code means
     #[command(after_help = examples::HELP)]
     Help {
@@ -312,6 +322,22 @@ pub struct LogsArgs {
     /// Show when each line was written
     #[arg(short, long)]
     pub times: bool,
+}
+
+/// `atoll top`
+#[derive(Debug, Clone, Args)]
+pub struct TopArgs {
+    /// Only this app
+    pub app: Option<String>,
+    /// Measure once, and end
+    #[arg(long)]
+    pub once: bool,
+    /// How long is measured each time, from 1s to 60s
+    #[arg(long, default_value = "1s", value_name = "DURATION")]
+    pub interval: String,
+    /// Show each instance too
+    #[arg(short, long)]
+    pub instances: bool,
 }
 
 /// `atoll ca …`

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod access;
+mod completions;
 mod context;
 mod deploy;
 mod domains;
@@ -13,6 +14,7 @@ mod nodes;
 pub mod progress;
 mod scale;
 mod status;
+mod top;
 pub mod watch;
 
 use crate::api::Api;
@@ -72,6 +74,11 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         Command::Drain(args) => block_on(drain::run(args, global)).map(done),
         Command::Held(args) => block_on(nodes::held(args, global)).map(done),
         Command::Logs(args) => block_on(logs::run(args, global)).map(done),
+        Command::Top(args) => block_on(top::run(args, global)).map(done),
+        Command::Completions { shell } => {
+            completions::run(shell);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Ca(CaCommand::Status) => block_on(mesh::ca_status(global)).map(done),
         Command::Tokens(command) => block_on(mesh::tokens(command, global)).map(done),
         Command::Orgs(command) => block_on(access::orgs(command, global)).map(done),

@@ -2,8 +2,10 @@
 //! pipe) ends the writing, not with an error.
 
 mod color;
+mod terminal;
 
 pub use color::{Color, Paint, choose as choose_color, for_stderr, for_stdout};
+pub use terminal::{Keys, size};
 
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
@@ -26,8 +28,13 @@ pub enum Format {
 
 /// One line of data, to stdout.
 pub fn data(line: &str) {
+    raw(&format!("{line}\n"));
+}
+
+/// Text as it stands, to stdout.
+pub fn raw(text: &str) {
     let mut stdout = std::io::stdout().lock();
-    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     if let Err(error) = written {
         STDOUT_GONE.store(true, Ordering::Relaxed);
         if error.kind() != ErrorKind::BrokenPipe {
@@ -71,8 +78,16 @@ pub fn table(columns: &[Column], rows: &[Value], empty: &str) {
     data(&table_text(columns, rows));
 }
 
-fn table_text(columns: &[Column], rows: &[Value]) -> String {
+/// A table of objects as text, as wide as the terminal at most; in a pipe as wide as it is.
+pub fn table_text(columns: &[Column], rows: &[Value]) -> String {
+    table_of(columns, rows, size().map(|(columns, _)| columns))
+}
+
+fn table_of(columns: &[Column], rows: &[Value], width: Option<usize>) -> String {
     let mut table = comfy_table::Table::new();
+    if let Some(width) = width.and_then(|width| u16::try_from(width).ok()) {
+        table.set_width(width).set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    }
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(columns.iter().map(|column| column.0));
     for row in rows {
@@ -172,8 +187,18 @@ mod tests {
     #[test]
     fn a_table_lines_up() {
         let rows = [json!({"name": "shop", "at": {"region": "fra"}}), json!({"name": "b"})];
-        let text = table_text(&[Column("NAME", "name"), Column("REGION", "at.region|region")], &rows);
+        let text = table_of(&[Column("NAME", "name"), Column("REGION", "at.region|region")], &rows, None);
         assert_eq!(text, "NAME  REGION\nshop  fra\nb     -");
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_the_terminal_at_most() {
+        let rows = [json!({"name": "shop", "detail": "word ".repeat(40)})];
+        let columns = [Column("NAME", "name"), Column("DETAIL", "detail")];
+        assert!(table_of(&columns, &rows, None).lines().any(|line| line.len() > 200));
+        let narrow = table_of(&columns, &rows, Some(60));
+        assert!(narrow.lines().all(|line| line.len() <= 60), "{narrow}");
+        assert!(narrow.starts_with("NAME") && narrow.matches("word").count() == 40, "{narrow}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod server;
 mod sites;
 mod status;
 mod tokens;
+mod top;
 mod uses;
 
 pub(crate) use audit::{Deed, record as record_deed};

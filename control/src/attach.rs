@@ -21,22 +21,37 @@ const ASKS_MAX: usize = 256;
 /// lets the host send another: a slow reader holds up its hosts, not our memory.
 const LOG_WINDOW: u32 = 4;
 
-/// Streams of logs that are read at a time. Each may hold lines of many instances.
-const LOG_STREAMS_MAX: usize = 32;
+/// What is asked of many nodes for one who reads it, and how many may do so at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reading {
+    /// Each may hold lines of many instances.
+    Logs,
+    /// Each asks every node again and again.
+    Top,
+}
+
+impl Reading {
+    const fn streams_max(self) -> usize {
+        match self {
+            Self::Logs => 32,
+            Self::Top => 8,
+        }
+    }
+}
 
 /// Every attached node. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Attached(Arc<Mutex<Lines>>);
 
-/// A place among those who read logs; given back when dropped.
+/// A place among those who read something; given back when dropped.
 #[derive(Debug)]
-pub struct LogPlace(Attached);
+pub struct Place(Attached, Reading);
 
 #[derive(Debug, Default)]
 struct Lines {
     lines: BTreeMap<NodeName, Arc<Line>>,
     next: u64,
-    log_streams: usize,
+    reading: BTreeMap<Reading, usize>,
 }
 
 #[derive(Debug)]
@@ -185,20 +200,26 @@ impl Attached {
         self.ask(host, Ask::ReadLogs(ReadLogs { window: LOG_WINDOW, ..logs }))
     }
 
-    /// A place for one more who reads logs, if there is one.
+    /// A place for one more who reads, if there is one.
     #[must_use]
-    pub fn log_place(&self) -> Option<LogPlace> {
+    pub fn place(&self, reading: Reading) -> Option<Place> {
         let mut lines = lock(&self.0);
-        if lines.log_streams >= LOG_STREAMS_MAX {
+        let places = lines.reading.entry(reading).or_default();
+        if *places >= reading.streams_max() {
             return None;
         }
-        lines.log_streams += 1;
-        Some(LogPlace(self.clone()))
+        *places += 1;
+        Some(Place(self.clone(), reading))
     }
 
     /// Asks a node what it has counted.
-    pub async fn read_stats(&self, node: &NodeName, within: Duration) -> Result<Stats, AskError> {
-        let mut answers = self.ask(node, Ask::ReadStats(ReadStats {}))?;
+    pub async fn read_stats(
+        &self,
+        node: &NodeName,
+        prefix: &str,
+        within: Duration,
+    ) -> Result<Stats, AskError> {
+        let mut answers = self.ask(node, Ask::ReadStats(ReadStats { prefix: prefix.to_owned() }))?;
         let message = tokio::time::timeout(within, answers.next()).await.map_err(|_| AskError::Timeout)?;
         match message.and_then(|message| message.answer) {
             Some(Answer::Stats(stats)) => Ok(stats),
@@ -273,9 +294,10 @@ impl Drop for Answers {
     }
 }
 
-impl Drop for LogPlace {
+impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.0.0).log_streams -= 1;
+        let Self(attached, reading) = self;
+        lock(&attached.0).reading.entry(*reading).and_modify(|places| *places -= 1);
     }
 }
 

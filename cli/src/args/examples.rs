@@ -143,6 +143,23 @@ With `-o json` each line is one JSON object. Times are those at which the host s
 256th of its age late. Ctrl-C ends with exit code 130, a closed pipe with 0; where some instances could not
 be read, the exit code is 1.";
 
+pub(super) const TOP: &str = "\
+Examples:
+  atoll top                     all apps, anew each second, until q or Ctrl-C
+  atoll top shop --instances
+  atoll top --once -o json | jq '.services[] | {service, region, requests_per_s}'
+
+In a pipe there is one table, or with `-o json` one object, for each interval. Requests are counted at the
+gateways: calls from one sidecar straight to another are not among them. Errors are answers with a status
+of 500 or above. P50 and P99 are times to the answer's head at the gateway, as exactly as steps of 19 %
+allow. `-` is what was not measured. Nodes are shown to operators.";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  atoll completions bash > /etc/bash_completion.d/atoll
+  atoll completions zsh > ~/.zfunc/_atoll
+  atoll completions fish > ~/.config/fish/completions/atoll.fish";
+
 pub(super) const TOKENS: &str = "\
 Examples:
   atoll tokens create --role edge --site fra1 --ttl 1h > token

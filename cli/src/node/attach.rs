@@ -7,7 +7,8 @@ use atoll_process::Drain;
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    CanServe, ControlMessage, LogLines, NodeMessage, ReadLogs, ServeAnswer, Stats, control_message::Ask,
+    CanServe, ControlMessage, LogLines, NodeMessage, ReadLogs, ReadStats, ServeAnswer, Stats,
+    control_message::Ask,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -34,7 +35,7 @@ pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<LogLines, Strin
 /// Whether the edge serves a domain.
 pub type Serves = dyn Fn(&CanServe) -> Result<(), String> + Send + Sync;
 /// What the node has counted. May read files.
-pub type ReadCounts = dyn Fn() -> Stats + Send + Sync;
+pub type ReadCounts = dyn Fn(&ReadStats) -> Stats + Send + Sync;
 
 /// What this node can answer.
 #[derive(Clone, Default)]
@@ -183,9 +184,9 @@ impl Question {
                 }
                 tell(&send, id, Answer::LogLines(LogLines::default()), true).await;
             }
-            (Ask::ReadStats(_), _, _, Some(counts)) => {
+            (Ask::ReadStats(question), _, _, Some(counts)) => {
                 // `/proc` is quick, but not for hundreds of instances.
-                let answer = match tokio::task::spawn_blocking(move || counts()).await {
+                let answer = match tokio::task::spawn_blocking(move || counts(&question)).await {
                     Ok(stats) => Answer::Stats(stats),
                     Err(cause) => Answer::Error(cause.to_string()),
                 };

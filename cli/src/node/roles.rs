@@ -187,11 +187,11 @@ fn answers(
 ) -> Answers {
     let mut answers = Answers::default();
     let of_host = host.cloned();
-    answers.counts = Some(Arc::new(move || {
+    answers.counts = Some(Arc::new(move |question| {
         let own = atoll_process::usage::of_self();
         Stats {
-            clusters: gateway.as_ref().map(atoll_core_gateway::Serving::counts).unwrap_or_default(),
-            instances: of_host.as_ref().map(HostView::usage).unwrap_or_default(),
+            clusters: gateway.as_ref().map(|gateway| gateway.counts(&question.prefix)).unwrap_or_default(),
+            instances: of_host.as_ref().map(|host| host.usage(&question.prefix)).unwrap_or_default(),
             node: Some(ProcessStats { cpu_ms: own.cpu_ms, memory_bytes: own.memory_bytes }),
         }
     }));

@@ -22,8 +22,6 @@ pub enum Paint {
     Error,
     /// What matters less.
     Dim,
-    /// What is on top.
-    Heading,
     /// One of a few that are told apart by their numbers.
     Number(usize),
 }
@@ -66,7 +64,6 @@ fn painted(wanted: bool, paint: Paint, text: &str) -> String {
     let code = match paint {
         Paint::Error => "1;31",
         Paint::Dim => "2",
-        Paint::Heading => "1",
         // Without red, which means that something is wrong.
         Paint::Number(number) => ["36", "32", "33", "35", "34", "96", "92", "93", "95", "94"][number % 10],
     };

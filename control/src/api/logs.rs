@@ -4,6 +4,7 @@ mod merge;
 mod reader;
 
 use super::{Api, Problem};
+use crate::attach::Reading;
 use crate::caller::Caller;
 use crate::store::objects::{App, Placement, Service};
 use atoll_model::{AppName, InstanceId, RegionName, ServiceName};
@@ -96,16 +97,19 @@ pub(super) async fn read(
     Query(options): Query<Options>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let asked = asked(&api, &caller, options)?;
-    let place = api.attached.log_place().ok_or_else(|| {
-        let detail = "too many read logs already; try again when one of them has ended";
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-log-streams", "Too many log streams", detail)
-    })?;
+    let place = api.attached.place(Reading::Logs).ok_or_else(too_many)?;
     let reader = Reader::start(api, asked, place);
     let events = stream::unfold(reader, |mut reader| async move {
         let said = reader.next().await?;
         Some((Ok(said.event()), reader))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}
+
+/// 429.
+pub(super) fn too_many() -> Problem {
+    let detail = "too many read such a stream already; try again when one of them has ended";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-streams", "Too many streams", detail)
 }
 
 fn asked(api: &Api, caller: &Caller, options: Options) -> Result<Asked, Problem> {

@@ -74,7 +74,7 @@ table! {
         status::app, status::ready,
         lists::services, lists::revisions, lists::instances,
         domains::list, domains::show, domains::routes,
-        logs::read,
+        logs::read, top::read,
     }
     Deploy {
         apps::deploy, apps::remove,

@@ -3,7 +3,7 @@
 use super::super::Api;
 use super::Asked;
 use super::merge::Merge;
-use crate::attach::{Answers, AskError, LogPlace};
+use crate::attach::{Answers, AskError, Place};
 use crate::store::objects::Placement;
 use atoll_model::InstanceId;
 use atoll_wire::node::{LogLine, LogLines, NodeMessage, ReadLogs, node_message::Answer};
@@ -79,11 +79,11 @@ pub(super) struct Reader {
     ready: VecDeque<Said>,
     look: Interval,
     ended: bool,
-    _place: LogPlace,
+    _place: Place,
 }
 
 impl Reader {
-    pub(super) fn start(api: Api, asked: Asked, place: LogPlace) -> Self {
+    pub(super) fn start(api: Api, asked: Asked, place: Place) -> Self {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.reset();
