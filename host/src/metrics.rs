@@ -2,6 +2,7 @@
 
 use crate::supervisor::State;
 use atoll_process::Metrics;
+use atoll_wire::sidecar::SidecarStatus;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -41,6 +42,10 @@ pub struct HostMetrics {
     pub certificates: Counter,
     /// Requests for a workload certificate that failed.
     pub certificate_failures: Counter,
+    /// Calls of instances, by how they went.
+    pub calls: Family<CallLabel, Counter>,
+    /// Requests of the mesh that sidecars did not let through to their instances.
+    pub calls_refused: Counter,
     /// Placements that could not be followed.
     pub bad_placements: Counter,
 }
@@ -78,6 +83,14 @@ impl HostMetrics {
                 "atoll_host_workload_certificate_failures",
                 "Requests for a workload certificate that failed",
             ),
+            calls: metrics.counters(
+                "atoll_host_calls",
+                "Calls of instances: answered near (in the region, sidecar to sidecar), by way of a gateway, or failed",
+            ),
+            calls_refused: counter(
+                "atoll_host_calls_refused",
+                "Requests of the mesh that sidecars did not let through to their instances",
+            ),
             bad_placements: counter("atoll_host_bad_placements", "Placements that could not be followed"),
         }
     }
@@ -91,6 +104,23 @@ impl HostMetrics {
             self.instances.get_or_create(&StateLabel(state)).inc();
         }
     }
+}
+
+impl HostMetrics {
+    /// Counts what a sidecar has counted since it said `before`.
+    pub fn called(&self, before: &SidecarStatus, now: &SidecarStatus) {
+        let of = |how| self.calls.get_or_create(&CallLabel { how });
+        of("near").inc_by(now.calls_near.saturating_sub(before.calls_near));
+        of("gateway").inc_by(now.calls_by_gateway.saturating_sub(before.calls_by_gateway));
+        of("failed").inc_by(now.calls_failed.saturating_sub(before.calls_failed));
+        self.calls_refused.inc_by(now.calls_refused.saturating_sub(before.calls_refused));
+    }
+}
+
+/// The label `how` of a call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CallLabel {
+    how: &'static str,
 }
 
 /// The label `state`.

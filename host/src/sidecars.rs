@@ -110,7 +110,7 @@ impl Sidecars {
         let (reader, writer) = stream.into_split();
         tokio::select! {
             ended = tell(writer, slot.state) => ended,
-            ended = listen(reader, slot.instance, slot.said) => ended,
+            ended = listen(reader, slot.instance, slot.said, &self.metrics) => ended,
         }
     }
 
@@ -162,7 +162,9 @@ async fn listen(
     mut reader: OwnedReadHalf,
     instance: InstanceId,
     said: watch::Sender<SidecarStatus>,
+    metrics: &HostMetrics,
 ) -> io::Result<()> {
+    let mut counted: Option<SidecarStatus> = None;
     loop {
         let length = reader.read_u32().await?;
         if length > STATUS_BYTES_MAX {
@@ -175,12 +177,27 @@ async fn listen(
             let why = format!("it is the sidecar of {instance}, and speaks of {:?}", status.instance);
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
+        // The first one on a line says what was counted before.
+        metrics.called(counted.as_ref().unwrap_or(&status), &status);
+        let news = without_counts(&status);
+        counted = Some(status);
         said.send_if_modified(|before| {
-            // How many requests are in flight is no news.
-            let news = *before != SidecarStatus { in_flight: before.in_flight, ..status.clone() };
-            *before = status;
-            news
+            let changed = *before != news;
+            *before = news;
+            changed
         });
+    }
+}
+
+/// What comes and goes with each request is no news for the instance.
+fn without_counts(status: &SidecarStatus) -> SidecarStatus {
+    SidecarStatus {
+        in_flight: 0,
+        calls_near: 0,
+        calls_by_gateway: 0,
+        calls_failed: 0,
+        calls_refused: 0,
+        ..status.clone()
     }
 }
 

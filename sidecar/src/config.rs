@@ -17,8 +17,10 @@ pub struct Config {
     /// Requests at once; more are refused before their bodies are read. Bounds the memory of bodies:
     /// at most a window of 128 KiB each that the instance does not read.
     pub requests_max: usize,
-    /// Connections at once.
+    /// Connections of gateways and other sidecars at once.
     pub connections_max: usize,
+    /// Connections of the instance at once, for its calls.
+    pub calls_max: usize,
     /// How long new requests are still served after a drain began, until the gateways know of it.
     pub lame_duck: Duration,
     /// How long requests may go on after SIGTERM.
@@ -34,7 +36,8 @@ impl Config {
             instance,
             listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
             requests_max: 1024,
-            connections_max: 256,
+            connections_max: 1024,
+            calls_max: 1024,
             lame_duck: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),
         }

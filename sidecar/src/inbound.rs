@@ -1,38 +1,54 @@
-//! One request: from a gateway to the instance.
+//! One request: from a gateway, or from the sidecar of another instance, to the instance.
 
+mod access;
+
+use self::access::{Origin, Why};
+use crate::bytes::{Activity, from_socket, into_socket};
 use crate::state::Serving;
 use atoll_identity::{PeerIdentity, SpiffeId};
-use atoll_model::{Hop, Reason, Role};
-use atoll_proxy::client::{H1Pool, SendError, SendFault, SendTimeouts};
+use atoll_model::{Hop, Protocol, Reason};
+use atoll_proxy::client::{H1Config, H1Pool, H2cConfig, H2cPool, SendError, SendFault, SendTimeouts};
 use atoll_proxy::headers::{self, Hops};
 use atoll_proxy::sample::Sample;
-use atoll_proxy::{Body, Exchange, Handler, ProxyMetrics, answer};
+use atoll_proxy::server::{STREAM_SILENCE_MAX, TakeWithin};
+use atoll_proxy::workers::spawn_task;
+use atoll_proxy::{Body, Exchange, Handler, ProxyMetrics, Side, answer};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-/// Of our own fields the instance sees these alone.
+/// Of our own fields the instance sees these alone, and of public requests only.
 const SHOWN: [HeaderName; 3] = [headers::EDGE, headers::REGION, headers::CLIENT_IP];
+/// For a connection to the instance that carries bytes.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long an instance may say nothing within a response. Streams of events are silent for long; one
-/// that is so for ever would hold its places at every hop.
-const SILENCE_MAX: Duration = Duration::from_secs(3600);
+/// How the instance is reached.
+#[derive(Debug, Clone)]
+enum Backend {
+    H1(H1Pool),
+    H2(H2cPool),
+    Bytes(SocketAddr),
+}
 
-/// Answers what gateways send.
+/// Answers what gateways and other sidecars send.
 #[derive(Debug)]
 pub(crate) struct Inbound {
     serving: RefCell<Serving>,
-    pool: RefCell<Option<H1Pool>>,
+    backend: RefCell<Option<Backend>>,
     /// The time is over in which requests were still served after a drain began.
     refusing: Cell<bool>,
     pub(crate) load: Rc<Load>,
     requests_max: usize,
     metrics: ProxyMetrics,
     own_id: SpiffeId,
+    /// Requests that were not let through.
+    refused: Cell<u64>,
     /// Which failed requests are logged.
     failures: Sample,
 }
@@ -85,11 +101,20 @@ struct Failure {
     reason: Reason,
     /// The request may have reached the instance.
     sent: bool,
+    /// Why it was not let through.
+    why: Option<Why>,
+}
+
+impl From<Why> for Failure {
+    fn from(why: Why) -> Self {
+        Self { reason: why.reason(), sent: false, why: Some(why) }
+    }
 }
 
 /// What a request that fails is logged with; references, so that one that doesn't costs nothing.
 struct Asked {
     cluster: Option<HeaderValue>,
+    caller: Option<HeaderValue>,
     request_id: Option<HeaderValue>,
     peer: Option<Arc<PeerIdentity>>,
 }
@@ -99,6 +124,7 @@ impl Asked {
         let fields = exchange.request.headers();
         Self {
             cluster: fields.get(headers::CLUSTER).cloned(),
+            caller: fields.get(headers::CALLER).cloned(),
             request_id: fields.get("x-request-id").cloned(),
             peer: exchange.connection.identity.clone(),
         }
@@ -107,11 +133,11 @@ impl Asked {
 
 fn printable(value: &Option<HeaderValue>) -> String {
     let bytes = value.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-    bytes.escape_ascii().take(130).map(char::from).collect()
+    bytes.escape_ascii().take(260).map(char::from).collect()
 }
 
 const fn unsent(reason: Reason) -> Failure {
-    Failure { reason, sent: false }
+    Failure { reason, sent: false, why: None }
 }
 
 impl Inbound {
@@ -121,42 +147,36 @@ impl Inbound {
         requests_max: usize,
         metrics: ProxyMetrics,
     ) -> Self {
-        let pool = pool_for(&serving, requests_max, &metrics);
+        let backend = backend(&serving, requests_max, &metrics);
         Self {
             serving: RefCell::new(serving),
-            pool: RefCell::new(pool),
+            backend: RefCell::new(backend),
             refusing: Cell::new(false),
             load: Rc::default(),
             requests_max,
             metrics,
             own_id,
+            refused: Cell::new(0),
             failures: Sample::default(),
         }
     }
 
     /// Follows the host: another port means another program, and new connections.
     pub(crate) fn update(&self, serving: Serving) {
-        let moved = self.serving.borrow().address != serving.address;
-        if moved {
-            *self.pool.borrow_mut() = pool_for(&serving, self.requests_max, &self.metrics);
+        let before = self.serving.replace(serving);
+        let serving = self.serving.borrow();
+        if (before.address, before.protocol) != (serving.address, serving.protocol) {
+            *self.backend.borrow_mut() = backend(&serving, self.requests_max, &self.metrics);
         }
-        *self.serving.borrow_mut() = serving;
     }
 
     pub(crate) fn set_refusing(&self, refusing: bool) {
         self.refusing.set(refusing);
     }
 
-    fn authorize(&self, exchange: &Exchange) -> Result<(), Failure> {
-        // The TLS verifier lets nobody else in; this holds also should its policy ever be widened.
-        let from_gateway =
-            exchange.connection.identity.as_ref().is_some_and(|peer| peer.roles.has(Role::Gateway));
-        let mut clusters = exchange.request.headers().get_all(headers::CLUSTER).iter();
-        let ours = match (clusters.next(), clusters.next()) {
-            (Some(cluster), None) => cluster.as_bytes() == self.serving.borrow().cluster.as_bytes(),
-            _ => false,
-        };
-        if from_gateway && ours { Ok(()) } else { Err(unsent(Reason::NotAuthorized)) }
+    /// Requests that were not let through, since the start.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.get()
     }
 
     fn admit(&self) -> Result<InFlight, Failure> {
@@ -170,7 +190,7 @@ impl Inbound {
     }
 
     /// Says what failed here, for which request, and who asked; a few a second.
-    fn log(&self, Failure { reason, sent }: &Failure, asked: &Asked) {
+    fn log(&self, Failure { reason, sent, why }: &Failure, asked: &Asked) {
         if *reason == Reason::ClientGone {
             return;
         }
@@ -179,17 +199,34 @@ impl Inbound {
         };
         let peer = asked.peer.as_ref().map(|peer| peer.id.to_string());
         let (request_id, cluster) = (printable(&asked.request_id), printable(&asked.cluster));
-        warn!(%reason, request_id, cluster, peer, own = %self.own_id, sent, left_out, "a request failed here");
+        let own = &self.own_id;
+        match why {
+            Some(why) => {
+                // The gateway's word, where there is one; an instance's own certificate else.
+                let caller = match &asked.caller {
+                    None => peer.clone().unwrap_or_default(),
+                    caller => printable(caller),
+                };
+                warn!(%reason, caller, %own, %why, request_id, cluster, peer, left_out, "a request was not let through");
+            }
+            None => warn!(%reason, request_id, cluster, peer, %own, sent, left_out, "a request failed here"),
+        }
     }
 
     async fn forward(&self, exchange: Exchange) -> Result<Response<Body>, Failure> {
-        self.authorize(&exchange)?;
+        let (mut head, body) = exchange.request.into_parts();
+        let peer = exchange.connection.identity.as_deref();
+        let origin = access::check(&mut head, peer, &self.own_id, &self.serving.borrow())?;
         let in_flight = self.admit()?;
-        let pool = self.pool.borrow().clone().ok_or(unsent(Reason::InstanceUnreachable))?;
-        let head = self.serving.borrow().response_timeout;
-        let timeouts = SendTimeouts { head, body_idle: Some(SILENCE_MAX) };
+        let backend = self.backend.borrow().clone().ok_or(unsent(Reason::InstanceUnreachable))?;
+        let request = Request::from_parts(head, body);
         let started = Instant::now();
-        let mut response = pool.send(for_instance(exchange.request), timeouts).await.map_err(|error| {
+        let mut response = match &backend {
+            Backend::Bytes(address) => return self.carry(request, *address, in_flight).await,
+            Backend::H1(pool) => pool.send(for_instance(request, &origin), self.timeouts()).await,
+            Backend::H2(pool) => pool.send(for_instance(request, &origin), self.timeouts()).await,
+        }
+        .map_err(|error| {
             debug!(%error, "the instance did not answer");
             failure_of(&error)
         })?;
@@ -203,6 +240,40 @@ impl Inbound {
         response.headers_mut().insert(headers::HOPS, hops.to_value());
         Ok(response.map(|body| body.holding(in_flight)))
     }
+
+    fn timeouts(&self) -> SendTimeouts {
+        SendTimeouts { head: self.serving.borrow().response_timeout, body_idle: Some(STREAM_SILENCE_MAX) }
+    }
+
+    /// Connects the request's and the answer's body to the instance. The answer's head says that it is there.
+    async fn carry(
+        &self,
+        request: Request<Body>,
+        address: SocketAddr,
+        in_flight: InFlight,
+    ) -> Result<Response<Body>, Failure> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let Ok(Ok(stream)) = connected else {
+            self.metrics.upstream_connect_errors.inc();
+            return Err(unsent(Reason::InstanceUnreachable));
+        };
+        self.metrics.upstream_connects.inc();
+        // Fails only for a socket that is gone, which its first use will tell.
+        let _gone = stream.set_nodelay(true);
+        let activity = Activity::begin();
+        let (read, write) = stream.into_split();
+        // Either direction may end first: the request lasts until both have.
+        let lasting = Rc::new(in_flight);
+        let answer = from_socket(read, Side::Upstream, &activity).holding(Rc::clone(&lasting));
+        spawn_task("bytes to the instance", &self.metrics, async move {
+            let whole = into_socket(request.into_body(), write, &activity).await;
+            debug!(whole, "a stream of bytes to the instance ended");
+            drop(lasting);
+        });
+        let mut response = Response::new(answer);
+        response.extensions_mut().insert(TakeWithin(STREAM_SILENCE_MAX));
+        Ok(response)
+    }
 }
 
 impl Handler for Inbound {
@@ -212,27 +283,47 @@ impl Handler for Inbound {
             Ok(response) => response,
             Err(failure) => {
                 self.metrics.failed(Hop::Sidecar, failure.reason);
+                if failure.why.is_some() {
+                    self.refused.set(self.refused.get() + 1);
+                }
                 self.log(&failure, &asked);
                 answer::internal(Hop::Sidecar, failure.reason, failure.sent)
             }
         };
         let serving = self.serving.borrow();
-        response.headers_mut().insert(headers::INSTANCE, serving.instance.clone());
-        response.headers_mut().insert(headers::REVISION, serving.revision.clone());
+        let fields = response.headers_mut();
+        fields.insert(headers::INSTANCE, serving.instance.clone());
+        fields.insert(headers::REVISION, serving.revision.clone());
+        if let Ok(region) = HeaderValue::from_str(serving.region.as_str()) {
+            fields.insert(headers::REGION, region);
+        }
         response
     }
 }
 
-fn pool_for(serving: &Serving, requests_max: usize, metrics: &ProxyMetrics) -> Option<H1Pool> {
-    let mut config = atoll_proxy::client::H1Config::local(serving.address?);
-    config.connections_max = requests_max;
-    Some(H1Pool::new(config, metrics.clone()))
+fn backend(serving: &Serving, requests_max: usize, metrics: &ProxyMetrics) -> Option<Backend> {
+    let address = serving.address?;
+    Some(match serving.protocol {
+        Protocol::Tcp => Backend::Bytes(address),
+        Protocol::Http => {
+            let config = H1Config { connections_max: requests_max, ..H1Config::local(address) };
+            Backend::H1(H1Pool::new(config, metrics.clone()))
+        }
+        Protocol::Http2 | Protocol::Grpc => {
+            Backend::H2(H2cPool::new(H2cConfig::local(address), metrics.clone()))
+        }
+    })
 }
 
 /// Takes away what concerns this hop, and what the instance is not to see.
-fn for_instance(mut request: Request<Body>) -> Request<Body> {
-    headers::strip_hop_by_hop(request.headers_mut());
-    keep_shown(request.headers_mut());
+fn for_instance(mut request: Request<Body>, origin: &Origin) -> Request<Body> {
+    let fields = request.headers_mut();
+    headers::strip_hop_by_hop(fields);
+    match origin {
+        Origin::Public => keep_shown(fields),
+        // What a caller says of edges and clients in our name is forged.
+        Origin::Service(_) => headers::strip_internal(fields),
+    }
     request
 }
 
@@ -255,7 +346,7 @@ fn failure_of(error: &SendError) -> Failure {
         SendFault::Timeout => Reason::InstanceTimeout,
         SendFault::Client => Reason::ClientGone,
     };
-    Failure { reason, sent: error.sent }
+    Failure { reason, sent: error.sent, why: None }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -3,9 +3,10 @@
 use crate::config::Config;
 use crate::host_link::keep_linked;
 use crate::inbound::Inbound;
+use crate::outbound::Outbound;
 use crate::state::{apply_denied, apply_material, serving};
 use atoll_identity::{Identity, PeerPolicy};
-use atoll_model::{Role, Roles};
+use atoll_model::{OrgName, RegionName, Role};
 use atoll_process::Metrics;
 use atoll_process::drain::{Drain, DrainTrigger, channel};
 use atoll_process::signals::Terminations;
@@ -89,6 +90,8 @@ pub struct Bound {
     states: watch::Receiver<Option<SidecarState>>,
     statuses: watch::Sender<SidecarStatus>,
     inbound: Rc<Inbound>,
+    outbound: Outbound,
+    peers: PeerPolicy,
     link: AbortHandle,
 }
 
@@ -99,7 +102,8 @@ impl Sidecar {
     /// # Errors
     /// When there is no socket, or `drain` starts while there is no state.
     pub async fn bind(config: Config, metrics: &Metrics, drain: Drain) -> Result<Bound, SidecarError> {
-        let metrics = ProxyMetrics::register(metrics, "sidecar");
+        let registry = metrics;
+        let metrics = ProxyMetrics::register(registry, "sidecar");
         let (state_sender, mut states) = watch::channel(None);
         let (statuses, status_receiver) = watch::channel(SidecarStatus {
             instance: config.instance.to_string(),
@@ -124,8 +128,23 @@ impl Sidecar {
         let listener = bind_alone(wanted).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         info!(%address, id = %identity.own_id(), "listening");
-        let inbound = Rc::new(Inbound::new(serving, identity.own_id(), config.requests_max, metrics.clone()));
-        Ok(Bound { address, config, listener, identity, metrics, states, statuses, inbound, link })
+        let (own, requests_max) = (serving.cluster.clone(), config.requests_max);
+        let peers = peers(&serving.region, &own.org);
+        let outbound = Outbound::new(&identity, own, requests_max, config.calls_max, registry);
+        let inbound = Rc::new(Inbound::new(serving, identity.own_id(), requests_max, metrics.clone()));
+        Ok(Bound {
+            address,
+            config,
+            listener,
+            identity,
+            metrics,
+            states,
+            statuses,
+            inbound,
+            outbound,
+            peers,
+            link,
+        })
     }
 }
 
@@ -148,6 +167,12 @@ async fn first_state(
             Err(error) => error!(%error, "the host's state can't be used; waiting for another"),
         }
     }
+}
+
+/// Who may connect at all: the gateways of our region, and instances of our organization.
+fn peers(region: &RegionName, org: &OrgName) -> PeerPolicy {
+    let gateways = PeerPolicy::NodeOf(region.clone(), Role::Gateway);
+    PeerPolicy::AnyOf(vec![gateways, PeerPolicy::WorkloadOf(org.clone())])
 }
 
 impl Bound {
@@ -185,10 +210,14 @@ impl Bound {
                     connections.borrow().trigger.force();
                     break;
                 }
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => self.outbound.open_missing(),
+            }
+            if drain.is_draining() {
+                self.outbound.drain();
             }
             self.tell(&phase);
-            if phase == Phase::Drained && drain.is_draining() {
+            let is_done = phase == Phase::Drained && self.outbound.in_flight() == 0;
+            if is_done && drain.is_draining() {
                 // One turn for the last frames, and for the host to read that we are done.
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 break;
@@ -202,25 +231,26 @@ impl Bound {
             error!("can't take connections: no file descriptor is left");
             return;
         };
-        let gateways = PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Gateway));
-        let acceptor = MeshAcceptor::new(&self.identity, gateways);
+        let acceptor = MeshAcceptor::new(&self.identity, self.peers.clone());
         let limits = Rc::new(ServerLimits::sidecar());
         let (inbound, metrics) = (Rc::clone(&self.inbound), self.metrics.clone());
+        let own_id = self.identity.own_id();
         let strangers = Rc::new(Sample::default());
         let on_connection = move |stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit| {
             let (acceptor, limits, strangers) = (acceptor.clone(), Rc::clone(&limits), Rc::clone(&strangers));
             let (inbound, counted) = (Rc::clone(&inbound), metrics.clone());
             let drain = connections.borrow().drain.clone();
-            spawn_task("gateway connection", &metrics, async move {
+            let own_id = own_id.clone();
+            spawn_task("mesh connection", &metrics, async move {
                 match acceptor.accept(stream, peer).await {
                     Ok(connection) => {
                         let end = connection.serve(&limits, inbound, &counted, drain).await;
-                        debug!(?end, "a gateway's connection ended");
+                        debug!(?end, "a connection of the mesh ended");
                     }
                     Err(error) => {
                         counted.handshake_errors.inc();
                         if let Some(left_out) = strangers.take(Instant::now()) {
-                            warn!(%peer, error = chain(&error), left_out, "a connection was not let in");
+                            warn!(%peer, own = %own_id, error = chain(&error), left_out, "a connection was not let in");
                         }
                     }
                 }
@@ -249,7 +279,10 @@ impl Bound {
         }
         apply_denied(&self.identity, &state);
         match serving(&state) {
-            Ok(serving) => self.inbound.update(serving),
+            Ok(serving) => {
+                self.inbound.update(serving);
+                self.outbound.update(&state);
+            }
             Err(error) => error!(error = chain(&error), "the host's state can't be used"),
         }
         state.draining
@@ -291,7 +324,8 @@ impl Bound {
             let news = status.drained != drained;
             status.in_flight = in_flight;
             status.drained = drained;
-            news
+            status.calls_refused = self.inbound.refused();
+            self.outbound.tell(status) || news
         });
     }
 }

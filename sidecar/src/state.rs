@@ -3,12 +3,16 @@
 use atoll_identity::{
     Identity, IdentityError, Material, MaterialError, SpiffeId, SpiffeIdError, TrustDomain,
 };
-use atoll_model::ClusterName;
 use atoll_model::cluster::ClusterNameError;
+use atoll_model::{AllowRule, ClusterName, NameError, Protocol, RegionName};
+use atoll_routing::authorize::Policy;
+use atoll_wire::record::{self, RegionCluster};
 use atoll_wire::sidecar::SidecarState;
 use http::HeaderValue;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
+use tracing::error;
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -29,13 +33,22 @@ pub(crate) enum StateError {
     Port(u32),
     #[error("the instance's name or revision can't stand in a header field")]
     Name,
+    #[error("the region's name is not valid")]
+    Region(#[from] NameError),
+    #[error("{0:?} is no protocol that this version knows")]
+    Protocol(String),
 }
 
 /// How the instance is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Serving {
-    /// `org/app/service`, as gateways name it.
-    pub(crate) cluster: String,
+    /// The instance's service.
+    pub(crate) cluster: ClusterName,
+    /// Where it is.
+    pub(crate) region: RegionName,
+    pub(crate) protocol: Protocol,
+    /// Who may call it; nobody of the mesh while that is not known.
+    pub(crate) policy: Option<Policy>,
     pub(crate) instance: HeaderValue,
     pub(crate) revision: HeaderValue,
     /// `None` while the instance is between two programs.
@@ -52,12 +65,44 @@ pub(crate) fn serving(state: &SidecarState) -> Result<Serving, StateError> {
         ms => Duration::from_millis(ms),
     };
     Ok(Serving {
-        cluster: cluster.to_string(),
+        region: state.region.parse()?,
+        protocol: protocol(&state.protocol)?,
+        policy: state.policy.as_ref().and_then(|told| policy(&cluster, told)),
+        cluster,
         instance: value(&state.instance)?,
         revision: value(&state.revision)?,
         address: (port != 0).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         response_timeout,
     })
+}
+
+/// A host of an earlier version says nothing: then it is HTTP.
+fn protocol(name: &str) -> Result<Protocol, StateError> {
+    match name {
+        "" => Ok(Protocol::Http),
+        name => Protocol::from_name(name).ok_or_else(|| StateError::Protocol(name.to_owned())),
+    }
+}
+
+/// A policy that can't be read whole lets nobody in: a rule that is left out might have been the one that
+/// narrows.
+fn policy(own: &ClusterName, told: &RegionCluster) -> Option<Policy> {
+    let rules: Result<Vec<AllowRule>, String> = told.allow.iter().map(rule).collect();
+    match rules {
+        Ok(rules) => Some(Policy::new(own.clone(), told.public, &rules)),
+        Err(why) => {
+            error!(cluster = %own, why, "who may call the service can't be read; nobody of the mesh may");
+            None
+        }
+    }
+}
+
+fn rule(told: &record::AllowRule) -> Result<AllowRule, String> {
+    Ok(AllowRule { from: all(&told.from)?, http: all(&told.http)?, grpc: all(&told.grpc)? })
+}
+
+fn all<T: FromStr>(texts: &[String]) -> Result<Vec<T>, String> {
+    texts.iter().map(|text| text.parse().map_err(|_| format!("{text:?} is not understood"))).collect()
 }
 
 /// The state's certificate, key and roots. They must be those of the state's own service.
@@ -101,4 +146,33 @@ pub(crate) fn apply_denied(identity: &Identity, state: &SidecarState) {
         SpiffeId::parse(&denied.spiffe_id).ok().map(|id| (id, before))
     });
     identity.connections().set_denied_before(denied);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use atoll_routing::authorize::{Asked, Caller, authorize};
+
+    #[test]
+    fn a_policy_that_is_not_understood_lets_nobody_in() {
+        let (own, web): (ClusterName, ClusterName) = ("o/a/api".parse().unwrap(), "o/a/web".parse().unwrap());
+        let told = |http: &str| RegionCluster {
+            allow: vec![record::AllowRule {
+                from: vec![web.to_string()],
+                http: vec![http.to_owned()],
+                ..record::AllowRule::default()
+            }],
+            ..RegionCluster::default()
+        };
+        let may = |told: &RegionCluster| {
+            let path = atoll_routing::path::normalise("/v1/x").unwrap();
+            let asked = Asked::Http { method: "GET", path: Some(&path) };
+            authorize(policy(&own, told).as_ref(), Caller::Service(&web), asked).is_ok()
+        };
+        assert!(may(&told("GET /v1/*")));
+        assert!(!may(&told("GET /v2/*")));
+        assert!(!may(&told("GET /v1/* unless it rains")));
+        assert!(may(&RegionCluster::default()), "its own app, without rules");
+    }
 }

@@ -107,6 +107,8 @@ reasons! {
     NotPublic = "not-public", 403, "http_request_denied", "The service is not public.";
     /// The peer's identity may not do this.
     NotAuthorized = "not-authorized", 403, "http_request_denied", "The caller may not call this service.";
+    /// The forward proxy of a sidecar was asked for something outside the mesh.
+    NotInternal = "not-internal", 403, "http_request_denied", "This proxy serves only plain HTTP to services of the platform, by names such as api.shop.internal.";
     /// The gateway knows no healthy instance.
     NoInstance = "no-instance", 503, "destination_unavailable", "The region has no healthy instance of the service.";
     /// The gateway is at its limit.

@@ -1,228 +1,14 @@
-//! A sidecar between a gateway's mutual TLS and an instance, with a host on its unix socket.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! What gateways ask of an instance.
 
-use atoll_identity::{Identity, Material, TrustDomain, keys::TlsKey};
-use atoll_mesh_ca::{Lifetimes, MeshCa, NodeSubject};
-use atoll_model::{InstanceId, Reason, Role, Roles};
-use atoll_process::{Metrics, drain};
+use super::world::*;
+use atoll_model::{Reason, Role};
 use atoll_proxy::answer::read_internal;
-use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendFault, SendTimeouts};
-use atoll_proxy::{Body, ProxyMetrics};
-use atoll_sidecar::{Config, Sidecar};
-use atoll_wire::Message as _;
-use atoll_wire::sidecar::{Denied, SidecarState, SidecarStatus};
+use atoll_proxy::client::{SendFault, SendTimeouts};
+use atoll_wire::sidecar::Denied;
 use http_body_util::BodyExt as _;
-use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, LocalSet};
-
-const CLUSTER: &str = "default/shop/web";
-
-fn run<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
-    });
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let waited = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(Duration::from_secs(10), waited).await.is_ok(), "{what}");
-}
-
-/// The fake host: sends each state, keeps the last status.
-struct Host {
-    states: watch::Sender<SidecarState>,
-    status: Rc<RefCell<SidecarStatus>>,
-    links: Rc<Cell<usize>>,
-    task: JoinHandle<()>,
-}
-
-fn host(socket: &Path, state: SidecarState) -> Host {
-    let _absent = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).unwrap();
-    let (states, receiver) = watch::channel(state);
-    let status = Rc::<RefCell<SidecarStatus>>::default();
-    let links = Rc::<Cell<usize>>::default();
-    let (last, linked) = (Rc::clone(&status), Rc::clone(&links));
-    let task = tokio::task::spawn_local(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            linked.set(linked.get() + 1);
-            let (mut reader, mut writer) = stream.into_split();
-            let mut states = receiver.clone();
-            let tell = async {
-                loop {
-                    let bytes = states.borrow_and_update().encode_to_vec();
-                    writer.write_u32(u32::try_from(bytes.len()).unwrap()).await?;
-                    writer.write_all(&bytes).await?;
-                    states.changed().await.map_err(std::io::Error::other)?;
-                }
-            };
-            let hear = async {
-                loop {
-                    let mut bytes = vec![0; reader.read_u32().await? as usize];
-                    reader.read_exact(&mut bytes).await?;
-                    *last.borrow_mut() = SidecarStatus::decode(bytes.as_slice()).unwrap();
-                }
-            };
-            let _broken: std::io::Result<()> =
-                tokio::select! { ended = tell => ended, ended = hear => ended };
-        }
-    });
-    Host { states, status, links, task }
-}
-
-/// An instance: the answer depends on the path; every head that it got is kept.
-async fn instance() -> (u16, Rc<RefCell<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let heads = Rc::<RefCell<Vec<String>>>::default();
-    let seen = Rc::clone(&heads);
-    tokio::task::spawn_local(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::task::spawn_local(answer(stream, Rc::clone(&seen)));
-        }
-    });
-    (port, heads)
-}
-
-async fn answer(mut stream: TcpStream, heads: Rc<RefCell<Vec<String>>>) -> Option<()> {
-    loop {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.ok()?);
-        }
-        let head = String::from_utf8(head).unwrap();
-        heads.borrow_mut().push(head.clone());
-        let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        let answer = match path.as_str() {
-            "/trailers" => {
-                "HTTP/1.1 200 OK\r\ntrailer: grpc-status\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 7\r\n\r\n"
-            }
-            "/close" => return None,
-            "/nonsense" => "nonsense\r\n\r\n",
-            "/silent" => std::future::pending().await,
-            "/slow" => {
-                tokio::time::sleep(Duration::from_millis(1500)).await;
-                "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow"
-            }
-            _ => {
-                "HTTP/1.1 200 OK\r\ncontent-length: 2\r\natoll-reason: edge;internal\r\natoll-x: 1\r\nkeep-alive: 5\r\nx-app: 1\r\n\r\nok"
-            }
-        };
-        stream.write_all(answer.as_bytes()).await.ok()?;
-    }
-}
-
-struct World {
-    ca: MeshCa,
-    dir: tempfile::TempDir,
-    host: Host,
-    state: SidecarState,
-    heads: Rc<RefCell<Vec<String>>>,
-    address: SocketAddr,
-    drain: drain::DrainTrigger,
-    running: JoinHandle<()>,
-}
-
-impl World {
-    async fn new(adjust: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let domain = TrustDomain::new("atoll.test").unwrap();
-        let ca = MeshCa::open_or_create(&dir.path().join("ca"), domain, Lifetimes::default(), now()).unwrap();
-        let (port, heads) = instance().await;
-        let instance = InstanceId::from_parts(now(), 7);
-        let mut state = SidecarState {
-            instance: instance.to_string(),
-            cluster: CLUSTER.to_owned(),
-            revision: "r-1".to_owned(),
-            trust_domain: "atoll.test".to_owned(),
-            instance_port: u32::from(port),
-            response_timeout_ms: 3000,
-            ..SidecarState::default()
-        };
-        certify(&ca, &mut state, CLUSTER);
-        let socket = dir.path().join("host.sock");
-        let host = host(&socket, state.clone());
-        let mut config = Config::new(socket, instance);
-        config.lame_duck = Duration::from_millis(200);
-        adjust(&mut config);
-        let (trigger, drain) = drain::channel();
-        let bound = Sidecar::bind(config, &Metrics::new(), drain.clone()).await.unwrap();
-        let address = bound.address;
-        let running = tokio::task::spawn_local(bound.run(drain));
-        Self { ca, dir, host, state, heads, address, drain: trigger, running }
-    }
-
-    fn peer(&self, role: Role) -> H2Peer {
-        let key = TlsKey::generate().unwrap();
-        let subject = NodeSubject {
-            node: format!("fra1-{role}").parse().unwrap(),
-            site: "fra1".parse().unwrap(),
-            region: "fra".parse().unwrap(),
-            roles: Roles::NONE.with(role),
-            epoch: 1,
-        };
-        let identity = Identity::new(Material {
-            chain: self.ca.issue_node(&subject, &key.csr().unwrap(), now()).unwrap(),
-            key: key.to_pkcs8(),
-            roots: self.ca.roots(),
-            trust_domain: self.ca.trust_domain().clone(),
-        })
-        .unwrap();
-        let who = atoll_identity::PeerPolicy::Workload(CLUSTER.parse().unwrap());
-        let connector = MeshConnector::new(&identity, who);
-        H2Peer::open(H2PeerConfig::near(self.address), connector, ProxyMetrics::unregistered())
-    }
-
-    fn tell(&mut self, change: impl FnOnce(&mut SidecarState)) {
-        change(&mut self.state);
-        self.host.states.send_replace(self.state.clone());
-    }
-}
-
-fn now() -> u64 {
-    atoll_process::clock::unix_ms()
-}
-
-fn certify(ca: &MeshCa, state: &mut SidecarState, cluster: &str) {
-    let key = TlsKey::generate().unwrap();
-    let chain = ca.issue_workload(&cluster.parse().unwrap(), &key.csr().unwrap(), now()).unwrap();
-    state.chain = chain.iter().map(|der| der.to_vec()).collect();
-    state.key = key.to_pkcs8().secret_pkcs8_der().to_vec();
-    state.roots = ca.roots().iter().map(|der| der.to_vec()).collect();
-}
-
-fn get(path: &str) -> http::Request<Body> {
-    http::Request::builder()
-        .uri(path)
-        .header("host", "shop.example:8443")
-        .header("atoll-cluster", CLUSTER)
-        .body(Body::empty())
-        .unwrap()
-}
-
-async fn ask(peer: &H2Peer, request: http::Request<Body>) -> http::Response<Body> {
-    peer.send(request, SendTimeouts::default()).await.unwrap()
-}
-
-async fn reason(peer: &H2Peer, request: http::Request<Body>) -> (Reason, bool) {
-    let answer = read_internal(ask(peer, request).await.headers()).unwrap();
-    (answer.reason, answer.sent)
-}
+use tokio::net::TcpListener;
 
 #[test]
 fn a_request_reaches_the_instance_without_what_it_must_not_see() {
@@ -392,14 +178,14 @@ fn certificates_are_followed_and_those_of_others_are_not() {
         let before = world.peer(Role::Gateway);
         ask(&before, get("/")).await;
         let mut wrong = world.state.clone();
-        certify(&world.ca, &mut wrong, "default/shop/api");
+        certify(&world.ca.ca, &mut wrong, "default/shop/api");
         wrong.revision = "r-2".to_owned();
         world.host.states.send_replace(wrong);
         while ask(&before, get("/")).await.headers()["atoll-revision"] != "r-2" {}
         // Were it taken, a new connection would not find the service that it wants.
         ask(&world.peer(Role::Gateway), get("/")).await;
         let mut renewed = world.state.clone();
-        certify(&world.ca, &mut renewed, CLUSTER);
+        certify(&world.ca.ca, &mut renewed, CLUSTER);
         renewed.revision = "r-3".to_owned();
         world.tell(|state| *state = renewed);
         while ask(&before, get("/")).await.headers()["atoll-revision"] != "r-3" {}
