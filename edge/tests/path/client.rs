@@ -1,14 +1,27 @@
 //! A client that shows what is on the wire.
 
-use super::world::RunningEdge;
+use super::world::{Node, RunningEdge};
+use atoll_identity::{Identity, PeerPolicy};
+use atoll_model::Kind;
+use atoll_wire::record::NodeFacts;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 
 pub async fn connect(edge: &RunningEdge, name: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
@@ -64,11 +77,80 @@ pub async fn post_http2(stream: TlsStream<TcpStream>, host: &str, content: Vec<u
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::post(format!("https://{host}/up"))
-        .body(http_body_util::Full::new(bytes::Bytes::from(content)))
-        .unwrap();
+    let request = Request::post(format!("https://{host}/up")).body(Full::new(Bytes::from(content))).unwrap();
     let answer = sender.send_request(request).await.unwrap();
     let status = answer.status().as_u16();
-    let content = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    let content = BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
     (status, String::from_utf8_lossy(&content).into_owned())
+}
+
+type AnyBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A mesh peer of a gateway: whoever its certificate says, and with whatever fields it likes.
+pub struct Mesh(SendRequest<AnyBody>);
+
+impl Mesh {
+    pub async fn connect(gateway: &Node, identity: Identity) -> Result<Self, String> {
+        let facts = gateway.gossip.entries(Kind::NODE);
+        let own = facts.iter().find(|entry| *entry.key == *gateway.name.as_str()).unwrap();
+        let address = own.decode::<NodeFacts>().unwrap().gateway_address;
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let tls = identity.client_config(&[b"h2"], PeerPolicy::AnyNode);
+        let tls = TlsConnector::from(tls)
+            .connect(atoll_identity::mesh_server_name(), tcp)
+            .await
+            .map_err(|error| error.to_string())?;
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(tls);
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.map_err(|error| error.to_string())?;
+        tokio::spawn(connection);
+        Ok(Self(sender))
+    }
+
+    async fn send(
+        &mut self,
+        method: &str,
+        cluster: &str,
+        fields: &[(&str, &str)],
+        body: AnyBody,
+    ) -> Result<Response<Incoming>, String> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri("https://web.shop.internal/x")
+            .header("atoll-cluster", cluster)
+            .header("atoll-tries", "3");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        self.0.send_request(request.body(body).unwrap()).await.map_err(|error| error.to_string())
+    }
+
+    pub async fn get(&mut self, cluster: &str, fields: &[(&str, &str)]) -> Result<Response<String>, String> {
+        read(self.send("GET", cluster, fields, Empty::new().map_err(|e| match e {}).boxed_unsync()).await?)
+            .await
+    }
+
+    pub async fn post(&mut self, cluster: &str, content: &str) -> Result<Response<String>, String> {
+        let body = Full::new(Bytes::copy_from_slice(content.as_bytes())).map_err(|e| match e {});
+        read(self.send("POST", cluster, &[], body.boxed_unsync()).await?).await
+    }
+
+    /// Opens a stream of bytes: what is sent to the one end goes out, the answer's body is what comes in.
+    pub async fn stream(
+        &mut self,
+        cluster: &str,
+    ) -> Result<(mpsc::Sender<&'static str>, Response<Incoming>), String> {
+        let (out, pieces) = mpsc::channel(8);
+        let frames = ReceiverStream::new(pieces)
+            .map(|piece: &'static str| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))));
+        let body = StreamBody::new(frames).boxed_unsync();
+        Ok((out, self.send("POST", cluster, &[("atoll-protocol", "tcp")], body).await?))
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Response<String>, String> {
+    let (head, body) = response.into_parts();
+    let content = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
+    Ok(Response::from_parts(head, String::from_utf8_lossy(&content).into_owned()))
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attacks;
+mod calls;
 mod client;
 mod node_plane;
 mod sidecar;

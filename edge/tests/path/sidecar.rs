@@ -3,12 +3,17 @@
 use atoll_process::drain;
 use atoll_proxy::exchange::{ConnectionInfo, Handler};
 use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
-use atoll_proxy::{Body, Exchange, ProxyMetrics, workers};
+use atoll_proxy::{Body, BodyError, Exchange, ProxyMetrics, Side, workers};
+use bytes::Bytes;
 use http::Response;
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use tokio_rustls::TlsAcceptor;
 
 /// What it does with a request.
@@ -20,6 +25,10 @@ pub enum Answer {
     Hangup,
     /// Never answers.
     Silence,
+    /// Gives back the bytes that it gets, in upper case, and says so at the end.
+    Shout,
+    /// Ends its answer at once, and counts the bytes that still come.
+    Count(&'static AtomicU64),
 }
 
 struct Instance(Answer, tokio::sync::mpsc::UnboundedSender<()>);
@@ -33,6 +42,24 @@ impl Handler for Instance {
                 return std::future::pending().await;
             }
             Answer::Silence => return std::future::pending().await,
+            Answer::Shout => {
+                assert_eq!(exchange.request.headers()["atoll-protocol"], "tcp");
+                return Response::new(Body::boxed(Shouted {
+                    source: exchange.request.into_body(),
+                    ended: false,
+                }));
+            }
+            Answer::Count(bytes) => {
+                let mut body = exchange.request.into_body();
+                tokio::task::spawn_local(async move {
+                    while let Some(Ok(frame)) = body.frame().await {
+                        let piece = frame.into_data().map_or(0, |data| data.len());
+                        bytes.fetch_add(piece as u64, Ordering::Relaxed);
+                    }
+                    bytes.fetch_add(1_000_000, Ordering::Relaxed);
+                });
+                return Response::new(Body::full("early"));
+            }
         };
         let (head, body) = exchange.request.into_parts();
         let Ok(content) = body.collect().await else { return Response::new(Body::empty()) };
@@ -54,6 +81,45 @@ impl Handler for Instance {
             .header("x-from-the-app", "yes")
             .body(Body::full(text))
             .unwrap()
+    }
+}
+
+struct Shouted {
+    source: Body,
+    ended: bool,
+}
+
+impl http_body::Body for Shouted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match ready!(Pin::new(&mut self.source).poll_frame(context)) {
+            None => {
+                self.ended = true;
+                Some(Ok(Frame::data(Bytes::from_static(b"the end"))))
+            }
+            Some(Ok(frame)) => {
+                let data = frame.into_data().unwrap();
+                // Cuts the stream.
+                if data.as_ref() == b"reset" {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(BodyError::new(
+                        Side::Upstream,
+                        "reset",
+                        BodyError::CANCEL,
+                    ))));
+                }
+                Some(Ok(Frame::data(data.to_ascii_uppercase().into())))
+            }
+            Some(Err(error)) => Some(Err(error)),
+        })
     }
 }
 

@@ -155,7 +155,7 @@ impl World {
         self.cluster(&["fra"], false).await;
     }
 
-    async fn cluster(&mut self, regions: &[&str], public: bool) {
+    pub async fn cluster(&mut self, regions: &[&str], public: bool) {
         let cluster = record::Cluster {
             name: CLUSTER.to_owned(),
             public,
@@ -200,8 +200,13 @@ impl World {
 
     /// An identity of the service's own.
     pub fn workload(&self) -> Identity {
+        self.workload_of(CLUSTER)
+    }
+
+    /// An identity of any service.
+    pub fn workload_of(&self, cluster: &str) -> Identity {
         let key = TlsKey::generate().unwrap();
-        let cluster = CLUSTER.parse().unwrap();
+        let cluster = cluster.parse().unwrap();
         let chain = self.ca.issue_workload(&cluster, &key.csr().unwrap(), unix_ms()).unwrap();
         Identity::new(self.material(chain, &key)).unwrap()
     }
@@ -212,6 +217,15 @@ impl World {
 
     /// A gateway that says where it is.
     pub async fn gateway(&self, name: &str, of: &str) -> (Node, atoll_core_gateway::Serving) {
+        self.gateway_with(name, of, atoll_core_gateway::Config::default()).await
+    }
+
+    pub async fn gateway_with(
+        &self,
+        name: &str,
+        of: &str,
+        config: atoll_core_gateway::Config,
+    ) -> (Node, atoll_core_gateway::Serving) {
         let node = self.join(name, of, Role::Gateway).await;
         let handles = atoll_core_gateway::Handles {
             name: node.name.clone(),
@@ -222,7 +236,7 @@ impl World {
             drain: node.trigger.subscribe(),
             tasks: Tasks::new(Handle::current()),
         };
-        let config = atoll_core_gateway::Config { workers: 1, ..atoll_core_gateway::Config::default() };
+        let config = atoll_core_gateway::Config { workers: 1, ..config };
         let bound = Gateway::bind(config, handles).unwrap();
         let serving = bound.serving();
         let facts = record::NodeFacts {
@@ -354,25 +368,6 @@ pub async fn ask_gateway(
     identity: Identity,
     cluster: &str,
 ) -> Result<http::Response<()>, String> {
-    let facts = gateway.gossip.entries(Kind::NODE);
-    let own = facts.iter().find(|entry| *entry.key == *gateway.name.as_str()).unwrap();
-    let address = own.decode::<record::NodeFacts>().unwrap().gateway_address;
-    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
-    let tls = identity.client_config(&[b"h2"], PeerPolicy::AnyNode);
-    let tls = tokio_rustls::TlsConnector::from(tls)
-        .connect(atoll_identity::mesh_server_name(), tcp)
-        .await
-        .map_err(|error| error.to_string())?;
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let io = hyper_util::rt::TokioIo::new(tls);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(executor, io).await.map_err(|error| error.to_string())?;
-    tokio::spawn(connection);
-    let request = http::Request::get("https://shop.localhost/")
-        .header("atoll-cluster", cluster)
-        .header("atoll-tries", "3")
-        .body(http_body_util::Empty::<bytes::Bytes>::new())
-        .unwrap();
-    let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    Ok(answer.map(drop))
+    let mut mesh = super::client::Mesh::connect(gateway, identity).await?;
+    Ok(mesh.get(cluster, &[]).await?.map(drop))
 }
