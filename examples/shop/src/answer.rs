@@ -1,6 +1,7 @@
 //! From a request to its answer.
 
 use crate::Service;
+use crate::api::Api;
 use crate::bodies::{AnyBody, download, echo, full};
 use crate::page::{Place, headers_json};
 use crate::whims::{Whims, duration};
@@ -20,6 +21,7 @@ const DOWNLOAD_BYTES_MAX: u64 = 64 << 30;
 pub(crate) struct Shop {
     pub(crate) service: Service,
     pub(crate) place: Place,
+    pub(crate) api: Api,
     pub(crate) whims: Whims,
 }
 
@@ -34,7 +36,11 @@ impl Shop {
         }
         let get = matches!(*request.method(), Method::GET | Method::HEAD);
         match path.as_str() {
-            "/" if get && self.service == Service::Web => page(self.place.html(request.headers())),
+            "/" if get && self.service == Service::Web => {
+                let said = self.ask("/v1/products", &request).await;
+                page(self.place.html(request.headers(), said))
+            }
+            "/products" if get && self.service == Service::Web => self.passed_on(&request).await,
             "/" | "/json" if get => self.json(&request),
             "/headers" if get => json_answer(StatusCode::OK, &headers_json(request.headers())),
             "/v1/products" if get && self.service == Service::Api => {
@@ -103,6 +109,21 @@ impl Shop {
     fn json(&self, request: &Request<Incoming>) -> Response<AnyBody> {
         let target = request.uri().to_string();
         json_answer(StatusCode::OK, &self.place.json(request.method().as_str(), &target, request.headers()))
+    }
+
+    async fn ask(&self, path: &str, request: &Request<Incoming>) -> Option<Result<Value, String>> {
+        let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+        self.api.get(path, id).await
+    }
+
+    /// The api's products, and who of the web asked for them.
+    async fn passed_on(&self, request: &Request<Incoming>) -> Response<AnyBody> {
+        let web = json!({ "region": self.place.region, "instance": self.place.instance });
+        match self.ask("/v1/products", request).await {
+            Some(Ok(api)) => json_answer(StatusCode::OK, &json!({ "web": web, "api": api })),
+            Some(Err(why)) => json_answer(StatusCode::BAD_GATEWAY, &json!({ "web": web, "error": why })),
+            None => text(StatusCode::NOT_FOUND, "this web calls no api: API_URL is not set\n"),
+        }
     }
 
     fn products(&self) -> Value {

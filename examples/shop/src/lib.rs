@@ -1,9 +1,11 @@
 //! The example app: a shop of two services, `web` and `api`, in one program.
 //!
 //! It shows where a request ended up and what reached it, and it can be told over HTTP to become
-//! unhealthy or slow, or to exit. It knows nothing of Atoll but the environment it gets.
+//! unhealthy or slow, or to exit. The web asks the api for the products. It knows nothing of Atoll but the
+//! environment it gets.
 
 mod answer;
+mod api;
 mod bodies;
 mod page;
 mod server;
@@ -67,6 +69,8 @@ mod tests {
         let app = manifest.compile();
         let public = |name: &str| app.services.iter().find(|(key, _)| key.as_str() == name).unwrap().1.public;
         assert!(public("web") && !public("api"));
+        let calls = &app.services.values().find(|spec| spec.public).unwrap().calls;
+        assert_eq!(calls[0].variable(), "API_URL");
     }
 
     #[test]

@@ -49,21 +49,41 @@ impl Place {
     }
 
     /// The same as a page.
-    pub(crate) fn html(&self, headers: &HeaderMap) -> String {
+    pub(crate) fn html(&self, headers: &HeaderMap, api: Option<Result<Value, String>>) -> String {
         let region = escape(&self.region);
         let facts: String = self.rows().iter().map(|(name, text)| row(name, text)).collect();
         let shown: String = sorted(headers).iter().map(|(name, text)| row(name, text)).collect();
+        let products = api.map_or_else(String::new, products);
         format!(
             "<!doctype html><html lang=en><head><meta charset=utf-8>\
              <meta name=viewport content=\"width=device-width,initial-scale=1\">\
              <title>Shop in {region}</title><style>{STYLE}</style></head><body><main>\
              <p class=kicker>The Atoll shop, served from</p><h1>{region}</h1>\
-             <section><h2>This instance</h2><table>{facts}</table></section>\
+             {products}<section><h2>This instance</h2><table>{facts}</table></section>\
              <section><h2>The request it got</h2><table>{shown}</table></section>\
-             <p class=foot>Also: <a href=/json>/json</a> <a href=/headers>/headers</a> <a href=/healthz>/healthz</a></p>\
+             <p class=foot>Also: <a href=/json>/json</a> <a href=/headers>/headers</a> <a href=/products>/products</a> <a href=/healthz>/healthz</a></p>\
              </main></body></html>\n"
         )
     }
+}
+
+/// What the api said, or why it did not.
+fn products(said: Result<Value, String>) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let rows: String = match &said {
+        Ok(said) => {
+            let from = format!("{}, instance {}", text(&said["region"]), text(&said["instance"]));
+            let price = |product: &Value| {
+                let cents = product["price_cents"].as_u64().unwrap_or(0);
+                format!("{}.{:02} €", cents / 100, cents % 100)
+            };
+            let products = said["products"].as_array().into_iter().flatten();
+            let products = products.map(|product| row(&text(&product["name"]), &price(product)));
+            products.chain([row("answered by", &from)]).collect()
+        }
+        Err(why) => row("no products", why),
+    };
+    format!("<section><h2>From the api</h2><table>{rows}</table></section>")
 }
 
 const STYLE: &str = "\
@@ -119,8 +139,18 @@ mod tests {
     fn nothing_from_the_request_is_markup() {
         let mut headers = HeaderMap::new();
         headers.insert("x-evil", "<script>\"&".parse().unwrap());
-        let html = Place::from_environment().html(&headers);
+        let html = Place::from_environment().html(&headers, None);
         assert!(html.contains("&lt;script&gt;&quot;&amp;") && !html.contains("<script>"));
+        let html = Place::from_environment().html(&headers, Some(Err("<script>".to_owned())));
+        assert!(html.contains("no products") && !html.contains("<script>"));
+    }
+
+    #[test]
+    fn the_products_are_shown_with_who_named_them() {
+        let said = json!({ "region": "was", "instance": "i-7",
+            "products": [{ "name": "Reef mug", "price_cents": 1450 }] });
+        let html = Place::from_environment().html(&HeaderMap::new(), Some(Ok(said)));
+        assert!(html.contains("Reef mug") && html.contains("14.50 €") && html.contains("was, instance i-7"));
     }
 
     #[test]

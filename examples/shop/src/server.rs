@@ -2,6 +2,7 @@
 
 use crate::Service;
 use crate::answer::Shop;
+use crate::api::Api;
 use crate::page::Place;
 use crate::whims::Whims;
 use anyhow::{Context, Result};
@@ -27,7 +28,12 @@ pub(crate) async fn run(service: Service, address: SocketAddr) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     say(&format!("{service:?} listens on {}", listener.local_addr()?));
-    let shop = Arc::new(Shop { service, place: Place::from_environment(), whims: Whims::default() });
+    let shop = Arc::new(Shop {
+        service,
+        place: Place::from_environment(),
+        api: Api::from_environment(),
+        whims: Whims::default(),
+    });
     let (closing, closed) = watch::channel(false);
     let mut connections = JoinSet::new();
     loop {
