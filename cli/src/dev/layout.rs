@@ -106,8 +106,8 @@ impl Layout {
             nodes.push(edge);
             let mut gateway = build.node(region, Role::Gateway)?;
             let listen = build.ports.pick(&format!("{region}-gateway"), LOOPBACK)?;
-            gateway.config.gateway =
-                GatewayConfig { listen, workers: settings.workers, ..GatewayConfig::default() };
+            let (workers, wan) = (settings.workers, build.wan(region));
+            gateway.config.gateway = GatewayConfig { listen, workers, wan, ..GatewayConfig::default() };
             nodes.push(gateway);
             let mut host = build.node(region, Role::Host)?;
             host.config.host = HostConfig { stop_instances_on_exit: true, ..HostConfig::default() };
@@ -199,15 +199,19 @@ impl Builder<'_> {
         Ok(DnsConfig { listen, zone: Some(ZONE.to_owned()), ..DnsConfig::default() })
     }
 
+    /// Simulated round trips to the regions' gateways.
+    fn wan(&self, region: &RegionName) -> BTreeMap<RegionName, u64> {
+        if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() }
+    }
+
     fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {
-        let wan = if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() };
         EdgeConfig {
             http: vec![http],
             https: vec![https],
             public_https_port: https.port(),
             workers: self.settings.workers,
             access_log: Some(self.settings.data.join("logs").join(format!("{region}1-access.log"))),
-            wan,
+            wan: self.wan(region),
             ..EdgeConfig::default()
         }
     }
