@@ -27,6 +27,12 @@ pub struct Config {
     /// Size at which an instance's output file is rotated, bytes; one older file of at most this size
     /// is kept. Default 8 MiB.
     pub log_bytes_max: u64,
+    /// How long what no instance uses of bundles is kept, ms, so that going back to an older revision fetches
+    /// nothing. Default an hour.
+    pub bundles_unused_kept_ms: u64,
+    /// No bundle is fetched or unpacked where that would leave less than this of the disk, bytes. Default
+    /// 256 MiB.
+    pub bundles_keep_free_bytes: u64,
 }
 
 impl Default for Config {
@@ -40,6 +46,8 @@ impl Default for Config {
             orphan_grace_ms: 10_000,
             instances_max: 1_024,
             log_bytes_max: 8 << 20,
+            bundles_unused_kept_ms: 3_600_000,
+            bundles_keep_free_bytes: 256 << 20,
         }
     }
 }

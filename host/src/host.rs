@@ -5,6 +5,7 @@ mod node_plane;
 mod placements;
 mod usage;
 
+use crate::bundles::Bundles;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::instance::{Ground, Report, Reporter, Shown};
@@ -15,6 +16,7 @@ use crate::program::base_environment;
 use crate::region::{self, Region};
 use crate::sidecars::Sidecars;
 use crate::workload::Workloads;
+use atoll_bundle::Digest;
 use atoll_gossip::{Gossip, Scope};
 use atoll_identity::Identity;
 use atoll_model::{InstanceId, Kind, NodeName, RegionName, SiteName};
@@ -23,18 +25,24 @@ use atoll_process::{Drain, Metrics};
 use atoll_wire::node::{LogLines, ReadLogs};
 use atoll_wire::sidecar::Denied;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::transport::Channel;
+use tracing::warn;
 
 /// Placements that wait to be followed.
 const ORDERS: usize = 256;
+
+/// Between two looks for bundles that nothing uses.
+const SWEEP_LEAST: Duration = Duration::from_millis(100);
+const SWEEP_MOST: Duration = Duration::from_secs(600);
 
 /// What the node lends to its host.
 #[derive(Debug, Clone)]
@@ -45,7 +53,7 @@ pub struct Handles {
     pub site: SiteName,
     /// The site's region.
     pub region: RegionName,
-    /// The node's data folder. The host keeps `instances/`, `workloads/` and `run/` in it.
+    /// The node's data folder. The host keeps `instances/`, `workloads/`, `bundles/` and `run/` in it.
     pub data_dir: PathBuf,
     /// The node's identity; the roots it trusts are also given to sidecars.
     pub identity: Identity,
@@ -53,7 +61,7 @@ pub struct Handles {
     pub gossip: Gossip,
     /// Where the host's metrics are registered.
     pub metrics: Metrics,
-    /// The node plane, for workload certificates.
+    /// The node plane, for workload certificates and bundles.
     pub node_plane: Channel,
     /// How a sidecar is started, such as `["/path/atoll", "sidecar"]`; `--socket PATH --instance ID` is added.
     pub sidecar_command: Vec<String>,
@@ -106,6 +114,10 @@ impl Host {
         let denied = watch::Sender::new(Vec::new());
         let (sidecars, listener) = Sidecars::bind(&handles.data_dir, metrics.clone())
             .map_err(|source| BindError::Socket { data_dir: handles.data_dir.clone(), source })?;
+        let fetch = node_plane::fetch(handles.node_plane.clone());
+        let bundles =
+            Bundles::open(&handles.data_dir, config.bundles_keep_free_bytes, fetch, &handles.metrics)
+                .map_err(|source| BindError::Folder { path: handles.data_dir.join("bundles"), source })?;
         let issue = node_plane::issue(handles.node_plane, handles.identity);
         let ground = Ground {
             config,
@@ -122,6 +134,7 @@ impl Host {
             metrics,
             board: Arc::default(),
             denied: denied.subscribe(),
+            bundles: Arc::new(bundles),
             neighbourhood: Arc::<Region>::default(),
         };
         let view = HostView { board: Arc::clone(&ground.board), socket: ground.sidecars.path().to_owned() };
@@ -175,15 +188,36 @@ impl Bound {
         let (orders, inbox) = mpsc::channel(ORDERS);
         let sidecars = Arc::clone(&self.ground.sidecars).serve(self.listener);
         let denials = denials::follow(self.gossip.subscribe(&denials::KINDS), self.denied);
+        let sweeping = sweep_bundles(Arc::clone(&self.ground));
         let following = placements::follow(subscription, self.name, orders);
         tokio::select! {
             () = fleet.run(inbox, drain) => {}
             () = sidecars => {}
             () = following => {}
             () = denials => {}
+            () = sweeping => {}
             () = neighbourhood.keep(of_region) => {}
         }
         Ok(())
+    }
+}
+
+/// Removes bundles that no instance here uses.
+async fn sweep_bundles(ground: Arc<Ground>) {
+    let unused_kept = Duration::from_millis(ground.config.bundles_unused_kept_ms);
+    let mut check = tokio::time::interval((unused_kept / 4).clamp(SWEEP_LEAST, SWEEP_MOST));
+    loop {
+        check.tick().await;
+        let in_use: HashSet<Digest> = {
+            let board = ground.board.lock().unwrap_or_else(PoisonError::into_inner);
+            let bundles = board.values().filter_map(|shown| shown.saved.spec.bundle.as_ref());
+            bundles.filter_map(|bundle| bundle.digest.parse().ok()).collect()
+        };
+        let bundles = Arc::clone(&ground.bundles);
+        let swept = tokio::task::spawn_blocking(move || bundles.sweep(&in_use, unused_kept)).await;
+        if let Ok(Err(cause)) = swept {
+            warn!(%cause, "bundles could not be swept");
+        }
     }
 }
 
@@ -239,6 +273,7 @@ fn shown(shown: &Shown) -> Value {
         "revision": shown.saved.revision,
         "run": shown.saved.spec.run,
         "working_dir": shown.saved.spec.working_dir,
+        "bundle": shown.saved.spec.bundle.as_ref().map(|bundle| &bundle.digest),
         "log": shown.log.path(),
         "now": shown.view,
     })

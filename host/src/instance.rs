@@ -2,8 +2,10 @@
 
 mod actions;
 mod calls;
+mod files;
 mod record;
 
+use crate::bundles::Bundles;
 use crate::check::Target;
 use crate::config::Config;
 use crate::logs::{Janitor, LogFile, Mark};
@@ -21,6 +23,7 @@ use crate::workload::{Workload, Workloads};
 use atoll_model::{Check, CheckKind, InstanceId, RegionName, SiteName};
 use atoll_process::clock;
 use atoll_wire::sidecar::{Denied, SidecarState, SidecarStatus};
+use files::Preparing;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,6 +78,8 @@ pub(crate) struct Ground {
     pub(crate) board: Arc<Mutex<BTreeMap<InstanceId, Shown>>>,
     /// Removed nodes.
     pub(crate) denied: watch::Receiver<Vec<Denied>>,
+    /// The files of services that bring their own.
+    pub(crate) bundles: Arc<Bundles>,
     /// What gossip tells of the region.
     pub(crate) neighbourhood: Arc<Region>,
 }
@@ -97,6 +102,8 @@ pub(crate) struct Instance {
     /// The end of the output before the program's current start.
     mark: Mark,
     program: Option<Process>,
+    /// The program starts when its files are there.
+    preparing: Option<Preparing>,
     target: Option<Target>,
     sidecar: Option<Process>,
     sidecar_state: watch::Sender<SidecarState>,
@@ -172,6 +179,7 @@ impl Instance {
             log,
             sidecar_log,
             program,
+            preparing: None,
             sidecar,
             sidecar_state,
             inbox,
@@ -214,6 +222,7 @@ impl Instance {
                     return self.saved.instance;
                 }
             }
+            self.give_up_files();
         }
     }
 
@@ -233,6 +242,7 @@ impl Instance {
         };
         tokio::select! {
             ended = ended(&mut self.program) => self.program_ended(ended).await,
+            files = Preparing::next(&mut self.preparing) => self.take_files(files).await,
             ended = ended(&mut self.sidecar) => self.sidecar_ended(ended),
             Some(event) = self.inbox.recv() => event,
             Some(Ok(event)) = self.asked.join_next() => event,
@@ -346,6 +356,9 @@ impl Instance {
         if view.state == State::Starting && waits && self.workload.borrow().is_none() {
             view.detail = "its sidecar waits for a workload certificate from control".to_owned();
         }
+        if let Some(said) = self.preparing.as_ref().map(Preparing::said).filter(|said| !said.is_empty()) {
+            view.detail = said;
+        }
         view
     }
 
@@ -396,10 +409,7 @@ fn saved_process(process: Option<&Process>) -> Option<SavedProcess> {
 
 /// Removes an instance's folder; what can't be removed is said and left.
 pub(crate) fn remove_folder(folder: &Path) {
-    match std::fs::remove_dir_all(folder) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-            warn!(folder = %folder.display(), %cause, "what an instance left could not be removed");
-        }
-        _ => {}
+    if let Err(cause) = atoll_bundle::remove_tree(folder) {
+        warn!(folder = %folder.display(), %cause, "what an instance left could not be removed");
     }
 }

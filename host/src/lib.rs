@@ -6,6 +6,7 @@
 //!
 //! Nothing here isolates processes from each other.
 
+pub mod bundles;
 pub mod check;
 pub mod config;
 pub mod expand;

@@ -21,13 +21,13 @@ pub enum ProgramError {
     #[error("`run` is empty; it must name a program")]
     Empty,
     /// The working directory is not there.
-    #[error("the working directory {} does not exist on this host", .0.display())]
+    #[error("the working directory {} does not exist on this host; list what the service needs under `files`, and a deploy brings it here", .0.display())]
     WorkingDir(PathBuf),
     /// A bare name that no directory of PATH has.
     #[error("program `{0}` was not found in PATH ({1})")]
     NotInPath(String, String),
     /// A path that is no file.
-    #[error("program {} does not exist on this host", .0.display())]
+    #[error("program {} does not exist on this host; `files` in the manifest says what a deploy brings here", .0.display())]
     NoFile(PathBuf),
     /// A file without the right to run it.
     #[error("program {} is not executable; try chmod +x", .0.display())]
@@ -43,11 +43,14 @@ pub fn base_environment() -> BTreeMap<String, String> {
     base
 }
 
-/// The command that runs `spec` with `environment`, which also fills the words of `run`.
-pub fn command(spec: &ServiceSpec, environment: &BTreeMap<String, String>) -> Result<Command, ProgramError> {
+/// The command that runs `spec` in `folder` with `environment`, which also fills the words of `run`.
+pub fn command(
+    spec: &ServiceSpec,
+    folder: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Result<Command, ProgramError> {
     let words = spec.run.iter().map(|word| expand(word, environment)).collect::<Result<Vec<_>, _>>()?;
     let (name, arguments) = words.split_first().ok_or(ProgramError::Empty)?;
-    let folder = Path::new(&spec.working_dir);
     if !folder.is_dir() {
         return Err(ProgramError::WorkingDir(folder.to_owned()));
     }
@@ -104,13 +107,14 @@ mod tests {
         let file = folder.path().join("web");
         std::fs::write(&file, "#!/bin/sh\n").unwrap();
         let base = base_environment();
-        let why = |run: &[&str]| command(&spec(folder.path(), run), &base).unwrap_err().to_string();
+        let why =
+            |run: &[&str]| command(&spec(folder.path(), run), folder.path(), &base).unwrap_err().to_string();
         assert!(why(&["./web"]).contains("not executable"));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let found = command(&spec(folder.path(), &["./web"]), &base).unwrap();
+        let found = command(&spec(folder.path(), &["./web"]), folder.path(), &base).unwrap();
         assert_eq!(Path::new(found.get_program()), folder.path().join("./web"));
         assert!(
-            command(&spec(folder.path(), &["sh"]), &base)
+            command(&spec(folder.path(), &["sh"]), folder.path(), &base)
                 .unwrap()
                 .get_program()
                 .to_str()

@@ -1,6 +1,7 @@
 //! Real processes, each test with a host of its own.
 
 mod bench;
+mod files;
 
 use super::*;
 use crate::state::SavedCall;

@@ -1,13 +1,15 @@
-//! Workload certificates from control, over the node plane.
+//! Workload certificates and bundles from control, over the node plane.
 
+use crate::bundles::{Fetch, FetchError};
 use crate::workload::Issue;
 use atoll_identity::Identity;
 use atoll_wire::node::IssueWorkloadRequest;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// A control that does not answer is asked again later.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -34,4 +36,34 @@ pub(super) fn issue(channel: Channel, identity: Identity) -> Issue {
         }
         .boxed()
     })
+}
+
+/// Asks control for parts of a bundle.
+pub(super) fn fetch(channel: Channel) -> Fetch {
+    Arc::new(move |request| {
+        let mut client = NodePlaneClient::new(channel.clone());
+        async move {
+            match tokio::time::timeout(ANSWER_WAIT, client.fetch_bundle(request)).await {
+                Ok(Ok(pieces)) => {
+                    Ok(pieces.into_inner().map(|piece| piece.map_err(|s| not_sent(&s))).boxed())
+                }
+                Ok(Err(status)) => Err(not_sent(&status)),
+                Err(_) => Err(FetchError::Away(format!(
+                    "control did not answer within {} s",
+                    ANSWER_WAIT.as_secs()
+                ))),
+            }
+        }
+        .boxed()
+    })
+}
+
+/// What control decided stays so; all else is a matter of time.
+fn not_sent(status: &Status) -> FetchError {
+    match status.code() {
+        Code::NotFound | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
+            FetchError::Refused(format!("control does not send the service's files: {}", status.message()))
+        }
+        code => FetchError::Away(format!("{code:?}: {}", status.message())),
+    }
 }

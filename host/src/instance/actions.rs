@@ -5,7 +5,7 @@ use super::{INSTANCE_VARIABLE, Instance, Report, SIDECAR_VARIABLE, remove_folder
 use crate::check::Target;
 use crate::process::{Process, kill_strays};
 use crate::program;
-use crate::supervisor::{Action, Event, Exit, Who};
+use crate::supervisor::{Action, Event, Who};
 use atoll_process::clock;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -18,7 +18,11 @@ impl Instance {
     /// Does it; what came of it is the next event.
     pub(super) async fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::StartProgram => return Some(self.start_program().await),
+            Action::StartProgram => {
+                if !self.prepare_files() {
+                    return Some(self.start_program().await);
+                }
+            }
             Action::StartSidecar => return Some(self.start_sidecar().await),
             Action::Check { check, run } => self.check(check, run),
             Action::Terminate(who) => self.signal(who, Signal::TERM),
@@ -33,7 +37,7 @@ impl Instance {
         None
     }
 
-    async fn start_program(&mut self) -> Event {
+    pub(super) async fn start_program(&mut self) -> Event {
         self.mark = self.log.mark();
         match self.try_start_program().await {
             Ok(process) => {
@@ -43,15 +47,7 @@ impl Instance {
                 self.program = Some(process);
                 Event::Started { pid, port, at_ms: clock::unix_ms() }
             }
-            Err(start_error) => {
-                warn!(instance = %self.saved.instance, cluster = %self.saved.cluster, %start_error, "not started");
-                Event::StartFailed(Exit {
-                    status: -1,
-                    start_error,
-                    at_ms: clock::unix_ms(),
-                    ..Exit::default()
-                })
-            }
+            Err(why) => self.start_failed(why),
         }
     }
 
@@ -59,10 +55,12 @@ impl Instance {
         let instance = self.saved.instance.clone();
         self.saved.port = self.ground.ports.take(instance.as_str()).map_err(|cause| cause.to_string())?;
         let environment = self.environment();
-        let (spec, output) = (self.saved.spec.clone(), self.log.path().to_owned());
+        let (spec, folder, output) =
+            (self.saved.spec.clone(), self.working_dir(), self.log.path().to_owned());
         let start = move || {
             kill_strays(INSTANCE_VARIABLE, instance.as_str());
-            let mut command = program::command(&spec, &environment).map_err(|cause| cause.to_string())?;
+            let mut command =
+                program::command(&spec, &folder, &environment).map_err(|cause| cause.to_string())?;
             Process::start(&mut command, &output).map_err(|cause| {
                 format!("cannot start {}: {cause}", PathBuf::from(command.get_program()).display())
             })
@@ -152,7 +150,7 @@ impl Instance {
     }
 
     /// Publishes first: others wait for it. Then keeps it for our own restart.
-    async fn report(&mut self) {
+    pub(super) async fn report(&mut self) {
         let view = self.view();
         (self.ground.reporter)(Report::Instance(Box::new(record(&self.saved, &view))));
         self.saved.program = saved_process(self.program.as_ref());

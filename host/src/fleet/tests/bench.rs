@@ -1,6 +1,8 @@
 //! A host without gossip and without a CA's network: orders go in, records come out.
 
 use super::super::*;
+use crate::bundles::Bundles;
+use crate::bundles::tests::FakeControl;
 use crate::config::Config;
 use crate::instance::{Report, Reporter};
 use crate::logs::{Janitor, LogFile};
@@ -10,7 +12,7 @@ use crate::program::base_environment;
 use crate::sidecars::Sidecars;
 use crate::state::SavedCall;
 use crate::workload::{Issue, Workloads};
-use atoll_model::{Check, CheckKind, Protocol};
+use atoll_model::{Bundle, Check, CheckKind, Protocol};
 use atoll_process::{DrainTrigger, Metrics, drain};
 use atoll_wire::node::IdentityReply;
 use futures_util::FutureExt;
@@ -110,6 +112,7 @@ struct Running {
 
 pub(super) struct Bench {
     pub(super) config: Config,
+    pub(super) control: Arc<FakeControl>,
     folder: tempfile::TempDir,
     seen: Arc<Mutex<Seen>>,
     issued: Arc<AtomicU32>,
@@ -123,6 +126,7 @@ impl Bench {
         let config = Config { stop_grace_ms: 300, drain_min_ms: 50, ..Config::default() };
         Self {
             config,
+            control: Arc::default(),
             folder: tempfile::tempdir().unwrap(),
             seen: Arc::default(),
             issued: Arc::default(),
@@ -143,6 +147,7 @@ impl Bench {
         atoll_process::files::private_dir(&folder).unwrap();
         let metrics = HostMetrics::new(&Metrics::new());
         let (sidecars, listener) = Sidecars::bind(&data_dir, metrics.clone()).unwrap();
+        let bundles = Bundles::open(&data_dir, 0, self.control.fetch(), &Metrics::new()).unwrap();
         let ground = Arc::new(Ground {
             config: self.config.clone(),
             site: "fra1".parse().unwrap(),
@@ -158,6 +163,7 @@ impl Bench {
             metrics,
             board: Arc::default(),
             denied: tokio::sync::watch::channel(Vec::new()).1,
+            bundles: Arc::new(bundles),
             neighbourhood: Arc::default(),
         });
         let (trigger, drain) = drain::channel();
@@ -194,9 +200,18 @@ impl Bench {
         grace_ms: u64,
         calls: Vec<SavedCall>,
     ) -> InstanceId {
-        let instance = InstanceId::from_parts(clock::unix_ms(), rand::random());
+        let spec = self.spec(run, grace_ms);
+        self.place_spec(spec, calls)
+    }
+
+    pub(super) fn place_bundle(&mut self, run: Vec<String>, bundle: Bundle) -> InstanceId {
+        let spec = ServiceSpec { working_dir: String::new(), bundle: Some(bundle), ..self.spec(run, 30_000) };
+        self.place_spec(spec, Vec::new())
+    }
+
+    fn spec(&self, run: Vec<String>, grace_ms: u64) -> ServiceSpec {
         let check = Check { kind: CheckKind::Tcp, every_ms: 50, timeout_ms: 1_000, grace_ms, up: 1, down: 2 };
-        let spec = ServiceSpec {
+        ServiceSpec {
             run,
             working_dir: self.folder.path().to_str().unwrap().to_owned(),
             env: BTreeMap::new(),
@@ -207,7 +222,11 @@ impl Bench {
             checks: vec![check],
             regions: BTreeMap::new(),
             ..ServiceSpec::default()
-        };
+        }
+    }
+
+    fn place_spec(&mut self, spec: ServiceSpec, calls: Vec<SavedCall>) -> InstanceId {
+        let instance = InstanceId::from_parts(clock::unix_ms(), rand::random());
         let assignment = Assignment {
             instance: instance.clone(),
             cluster: "default/shop/web".parse().unwrap(),
