@@ -1,6 +1,6 @@
 //! Binding and running the role.
 
-use crate::certificates::{Certificate, Certificates, Fetcher, Sealed, SealedError, Wanted};
+use crate::certificates::{Certificates, Changed, Fetcher, Keeper, SealedError, Wanted};
 use crate::config::Config;
 use crate::records;
 use crate::serving::Serving;
@@ -90,7 +90,7 @@ pub(crate) struct Shared {
     pub(crate) https_port: u16,
     pub(crate) views: Views,
     pub(crate) certificates: Certificates,
-    pub(crate) sealed: Arc<Sealed>,
+    pub(crate) certificates_changed: Changed,
     pub(crate) tls: ServerConfig,
     pub(crate) board: Board,
     pub(crate) tunnel_facts: TunnelFacts,
@@ -118,6 +118,7 @@ pub struct Bound {
     tasks: Tasks,
     records: Subscription,
     fetcher: Fetcher,
+    keeper: Keeper,
 }
 
 impl Edge {
@@ -142,15 +143,14 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
     };
     let metrics = ProxyMetrics::register(&parts.metrics, "edge");
     let access_log = config.access_log.as_deref().map(|path| open_log(path, &metrics)).transpose()?;
-    let sealed = Arc::new(Sealed::open(&parts.data_dir)?);
-    let certificates = Certificates::default();
-    load(&sealed, &certificates)?;
+    let (certificates, journal) = Certificates::load(&parts.data_dir)?;
+    let changed = Changed::default();
     let shared = Arc::new(Shared {
         site: parts.site,
         https_port,
         views: Views::default(),
         certificates: certificates.clone(),
-        sealed: Arc::clone(&sealed),
+        certificates_changed: changed.clone(),
         tls: tls::base_config()?,
         board: Board::new(count),
         tunnel_facts: TunnelFacts {
@@ -168,9 +168,10 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         apply_errors: ArcSwap::default(),
         admissions: Admissions::new(config.requests_max),
     });
-    let fetcher =
-        Fetcher { wanted: Wanted::default(), loaded: certificates, sealed, node_plane: parts.node_plane };
-    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, records, fetcher })
+    let keeper = Keeper { certificates: certificates.clone(), changed: changed.clone(), journal };
+    let wanted = Wanted::default();
+    let fetcher = Fetcher { wanted, loaded: certificates, changed, node_plane: parts.node_plane };
+    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, records, fetcher, keeper })
 }
 
 impl Bound {
@@ -185,7 +186,7 @@ impl Bound {
     /// # Errors
     /// When the workers can't be started.
     pub async fn run(self) -> Result<(), BindError> {
-        let Self { shared, sockets, tasks, records, fetcher, http, https } = self;
+        let Self { shared, sockets, tasks, records, fetcher, keeper, http, https } = self;
         info!(
             ?http,
             ?https,
@@ -200,6 +201,7 @@ impl Bound {
             until_forced(drain.clone(), records::follow(records, Arc::clone(&shared), wanted)),
         );
         tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
+        tasks.spawn("edge certificates on disk", until_forced(drain.clone(), keeper.run()));
         let run = move |worker: workers::Worker, own| worker::run(Arc::clone(&shared), worker.index, own);
         let workers = workers::spawn_each(sockets, "edge", run).map_err(BindError::Workers)?;
         if !workers.drained(&drain).await {
@@ -235,14 +237,4 @@ fn open_log(path: &Path, metrics: &ProxyMetrics) -> Result<AccessLog, BindError>
         AccessLog::start(file, metrics.clone())
     };
     log.map_err(failed)
-}
-
-fn load(sealed: &Sealed, certificates: &Certificates) -> Result<(), SealedError> {
-    for kept in sealed.load()? {
-        match Certificate::new(&kept) {
-            Ok(certificate) => certificates.insert(&kept.domain, certificate),
-            Err(error) => warn!(domain = %kept.domain, %error, "a kept certificate can't be used"),
-        }
-    }
-    Ok(())
 }

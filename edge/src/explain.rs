@@ -23,7 +23,7 @@ impl Serving {
             "host": name,
             "path": clipped(path),
             "edge": shared.site,
-            "certificate": shared.certificates.find(&name).map(|found| found.fingerprint.clone()),
+            "certificate": shared.certificates.find(&name).map(|found| found.fingerprint_hex()),
             "desired_version": snapshot.desired.1,
         });
         let decided = decided(shared, &snapshot, &name, path);

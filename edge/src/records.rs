@@ -28,11 +28,11 @@ pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, wante
 fn certificate(entry: &Entry, shared: &Shared, wanted: &Wanted) {
     if entry.deleted {
         wanted.set(&entry.key, None);
-        Fetcher::forget(&shared.certificates, &shared.sealed, &entry.key);
+        Fetcher::forget(&shared.certificates, &shared.certificates_changed, &entry.key);
         return;
     }
     match entry.decode::<CertificateVersion>() {
-        Ok(version) => wanted.set(&entry.key, Some(version.fingerprint)),
+        Ok(version) => wanted.set(&entry.key, Some(&version.fingerprint)),
         Err(error) => warn!(domain = %entry.key, %error, "a certificate's record can't be read"),
     }
 }

@@ -1,10 +1,11 @@
 //! Brings certificates from control: what CERTIFICATE records want and is not loaded yet.
 
-use super::{Certificate, Certificates, Sealed};
+use super::keeper::Changed;
+use super::{Certificate, Certificates, Fingerprint, kept};
 use atoll_routing::Backoff;
 use atoll_wire::node::FetchCertificatesRequest;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -16,6 +17,9 @@ const BATCH: usize = 64;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// A chain of certificates and a key are a few KiB; a batch of the largest is far below this.
 const REPLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Least wait after a failure, also when something else is wanted meanwhile.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// Which certificate each domain should have. Shared by the task that reads records and the fetcher.
 #[derive(Debug, Clone, Default)]
@@ -30,25 +34,43 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Domains {
-    /// Domain → fingerprint.
-    wanted: BTreeMap<String, String>,
-    /// Those whose certificate is not known to be loaded: a change costs what it changes.
-    pending: BTreeSet<String>,
+    wanted: HashMap<Box<str>, Want>,
+    /// Those whose certificate is not known to be loaded, in the order in which they were asked for: a change
+    /// costs what it changes.
+    pending: BTreeMap<u64, Box<str>>,
+    asked: u64,
+}
+
+#[derive(Debug)]
+struct Want {
+    fingerprint: Fingerprint,
+    /// Its place among those that are pending; 0: it is not.
+    pending: u64,
+}
+
+impl Domains {
+    fn ask_for(&mut self, domain: &str) {
+        let Some(want) = self.wanted.get_mut(domain) else { return };
+        self.asked += 1;
+        self.pending.remove(&want.pending);
+        want.pending = self.asked;
+        self.pending.insert(self.asked, domain.into());
+    }
 }
 
 impl Wanted {
     /// A record names a version of a domain's certificate, or (`None`) has gone.
-    pub(crate) fn set(&self, domain: &str, fingerprint: Option<String>) {
+    pub(crate) fn set(&self, domain: &str, fingerprint: Option<&str>) {
         let mut domains = self.domains();
-        match fingerprint {
-            Some(fingerprint) => {
-                domains.wanted.insert(domain.to_owned(), fingerprint);
-                domains.pending.insert(domain.to_owned());
-            }
-            None => {
-                domains.wanted.remove(domain);
-                domains.pending.remove(domain);
-            }
+        if let Some(before) = domains.wanted.remove(domain) {
+            domains.pending.remove(&before.pending);
+        }
+        if let Some(text) = fingerprint {
+            let Some(fingerprint) = kept::parse(text) else {
+                return warn!(domain, "a certificate's record has no fingerprint");
+            };
+            domains.wanted.insert(domain.into(), Want { fingerprint, pending: 0 });
+            domains.ask_for(domain);
         }
         drop(domains);
         self.0.changed.notify_one();
@@ -58,24 +80,37 @@ impl Wanted {
         self.domains().wanted.contains_key(domain)
     }
 
-    /// The domains that lack their certificate.
-    fn missing(&self, loaded: &Certificates) -> Vec<String> {
+    /// Some domains that lack their certificate, those that were asked for last first: who deploys now
+    /// does not wait for all that there is.
+    fn next(&self, loaded: &Certificates, most: usize) -> Vec<String> {
         let mut domains = self.domains();
-        let Domains { wanted, pending } = &mut *domains;
-        pending.retain(|domain| {
-            let current = loaded.of_domain(domain);
-            current.is_none_or(|current| wanted.get(domain) != Some(&current.fingerprint))
-        });
-        pending.iter().cloned().collect()
+        let mut next = Vec::new();
+        while next.len() < most {
+            let Some((_, domain)) = domains.pending.pop_last() else { break };
+            let Some(want) = domains.wanted.get_mut(&domain) else { continue };
+            want.pending = 0;
+            if loaded.of_domain(&domain).is_none_or(|current| current.fingerprint != want.fingerprint) {
+                next.push(domain.into());
+            }
+        }
+        next
     }
 
-    /// Whether these have the certificate that they should have.
-    fn all_met(&self, domains: &[String], loaded: &Certificates) -> bool {
-        let known = self.domains();
-        domains.iter().all(|domain| {
-            let wanted = known.wanted.get(domain);
-            wanted.is_none() || loaded.of_domain(domain).map(|c| c.fingerprint.clone()).as_ref() == wanted
-        })
+    /// These are to be asked for again.
+    fn again(&self, these: impl IntoIterator<Item = String>) {
+        let mut domains = self.domains();
+        these.into_iter().for_each(|domain| domains.ask_for(&domain));
+    }
+
+    /// Those of these that have not the certificate that they should have.
+    fn unmet(&self, these: &[String], loaded: &Certificates) -> Vec<String> {
+        let domains = self.domains();
+        let lacks = |domain: &&String| {
+            let wanted = domains.wanted.get(domain.as_str());
+            let current = || loaded.of_domain(domain).map(|current| current.fingerprint);
+            wanted.is_some_and(|want| current() != Some(want.fingerprint))
+        };
+        these.iter().filter(lacks).cloned().collect()
     }
 
     fn domains(&self) -> MutexGuard<'_, Domains> {
@@ -84,12 +119,16 @@ impl Wanted {
     }
 }
 
+/// Control gave nothing.
+#[derive(Debug)]
+struct NoAnswer;
+
 /// Fetches; one task owns it.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     pub(crate) wanted: Wanted,
     pub(crate) loaded: Certificates,
-    pub(crate) sealed: Arc<Sealed>,
+    pub(crate) changed: Changed,
     pub(crate) node_plane: Channel,
 }
 
@@ -97,44 +136,42 @@ impl Fetcher {
     /// Fetches whenever something is wanted, for ever; after a failure again, with backoff. What is
     /// loaded stays until its replacement is here.
     pub(crate) async fn run(self) {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        // Asked for in vain: they wait for the next try, and hold up no others.
+        let mut unmet: Vec<String> = Vec::new();
         loop {
-            // All of them, so that one that can't be had does not hold up the others.
-            let missing = self.wanted.missing(&self.loaded);
-            if missing.is_empty() {
+            let next = self.wanted.next(&self.loaded, BATCH);
+            if next.is_empty() && unmet.is_empty() {
                 backoff.reset();
                 self.wanted.0.changed.notified().await;
                 continue;
             }
-            let mut got_all = true;
-            for batch in missing.chunks(BATCH) {
-                got_all &= self.fetch(batch).await;
-            }
-            if !got_all {
-                let wait = backoff.next_wait(rand::random());
-                // A change is worth trying soon, but not more often than the first wait.
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = self.wanted.0.changed.notified() => {
-                        tokio::time::sleep(wait.min(Duration::from_millis(200))).await;
+            if !next.is_empty() {
+                match self.fetch(&next).await {
+                    Ok(left) => {
+                        unmet.extend(left);
+                        continue;
                     }
+                    Err(NoAnswer) => unmet.extend(next),
                 }
+            }
+            let wait = backoff.next_wait(rand::random());
+            // A change is worth trying soon, but not more often than the first wait.
+            tokio::select! {
+                () = tokio::time::sleep(wait) => self.wanted.again(unmet.drain(..)),
+                () = self.wanted.0.changed.notified() => tokio::time::sleep(wait.min(RETRY_MIN)).await,
             }
         }
     }
 
     /// Forgets a domain.
-    pub(crate) fn forget(loaded: &Certificates, sealed: &Arc<Sealed>, domain: &str) {
+    pub(crate) fn forget(loaded: &Certificates, changed: &Changed, domain: &str) {
         loaded.remove(domain);
-        let (sealed, domain) = (Arc::clone(sealed), domain.to_owned());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = sealed.remove(&domain) {
-                warn!(%domain, %error, "can't remove a sealed certificate");
-            }
-        });
+        changed.note([domain.to_owned()]);
     }
 
-    async fn fetch(&self, domains: &[String]) -> bool {
+    /// Fetches the certificates of some domains; gives those that it did not get.
+    async fn fetch(&self, domains: &[String]) -> Result<Vec<String>, NoAnswer> {
         let mut client =
             NodePlaneClient::new(self.node_plane.clone()).max_decoding_message_size(REPLY_BYTES_MAX);
         let request = FetchCertificatesRequest { domains: domains.to_vec() };
@@ -143,35 +180,60 @@ impl Fetcher {
             Ok(Ok(reply)) => reply.into_inner().certificates,
             Ok(Err(status)) => {
                 warn!(code = ?status.code(), message = status.message(), "control gives no certificates; trying again");
-                return false;
+                return Err(NoAnswer);
             }
             Err(_elapsed) => {
                 warn!("control does not answer a fetch of certificates; trying again");
-                return false;
+                return Err(NoAnswer);
             }
         };
-        for received in certificates {
-            // Only what was asked for, and what is still wanted.
-            if !domains.contains(&received.domain) || !self.wanted.wants(&received.domain) {
-                continue;
-            }
-            match Certificate::new(&received) {
-                Ok(certificate) => {
-                    debug!(domain = %received.domain, fingerprint = %certificate.fingerprint, "certificate loaded");
-                    self.loaded.insert(&received.domain, certificate);
-                    let sealed = Arc::clone(&self.sealed);
-                    // Served from memory from here on: a full disk only costs the next start.
-                    tokio::task::spawn_blocking(move || {
-                        if let Err(error) = sealed.store(&received) {
-                            warn!(domain = %received.domain, %error, "can't keep a certificate on disk");
-                        }
-                    });
-                }
+        // Only what was asked for, and what is still wanted.
+        let asked = |domain: &String| domains.contains(domain) && self.wanted.wants(domain);
+        let usable: Vec<_> = certificates
+            .into_iter()
+            .filter(|received| asked(&received.domain))
+            .filter(|received| match Certificate::new(received) {
+                Ok(_) => true,
                 Err(error) => {
-                    warn!(domain = %received.domain, %error, "control gave a certificate that can't be used")
+                    warn!(domain = %received.domain, %error, "control gave a certificate that can't be used");
+                    false
                 }
-            }
-        }
-        self.wanted.all_met(domains, &self.loaded)
+            })
+            .collect();
+        let names: Vec<String> = usable.iter().map(|received| received.domain.clone()).collect();
+        debug!(count = names.len(), "certificates loaded");
+        self.loaded.insert(usable);
+        self.changed.note(names);
+        Ok(self.wanted.unmet(domains, &self.loaded))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::tests::received;
+    use super::*;
+
+    #[test]
+    fn the_newest_wish_comes_first_and_what_is_loaded_is_not_asked_for() {
+        let (wanted, loaded) = (Wanted::default(), Certificates::default());
+        let certificate = received("b.example", &["b.example"]);
+        loaded.insert([certificate.clone()]);
+        let other = "00".repeat(32);
+        wanted.set("a.example", Some(&other));
+        wanted.set("b.example", Some(&certificate.fingerprint));
+        wanted.set("c.example", Some(&other));
+        wanted.set("d.example", Some(&other));
+        wanted.set("c.example", None);
+        wanted.set("e.example", Some("no hash"));
+        assert_eq!(wanted.next(&loaded, 1), ["d.example"]);
+        assert_eq!(wanted.next(&loaded, 9), ["a.example"]);
+        assert!(wanted.next(&loaded, 9).is_empty());
+        wanted.set("b.example", Some(&other));
+        wanted.again(["a.example".to_owned(), "c.example".to_owned()]);
+        assert_eq!(wanted.next(&loaded, 9), ["a.example", "b.example"]);
+        let these = ["a.example", "b.example", "c.example"].map(str::to_owned);
+        assert_eq!(wanted.unmet(&these, &loaded), ["a.example", "b.example"]);
+        assert!(wanted.domains().pending.is_empty());
     }
 }
