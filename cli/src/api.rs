@@ -4,9 +4,11 @@
 mod events;
 mod problem;
 mod transport;
+mod upload;
 
 pub use events::{Event, EventReader};
 pub use transport::trusting;
+pub use upload::Uploader;
 
 use crate::contexts::Chosen;
 use crate::failure::{Exit, Failure, Outcome};
@@ -161,17 +163,18 @@ impl Api {
             .map_err(|error| Failure::usage(format!("cannot ask for `{path}`: {error}")))
     }
 
+    fn unreachable(&self, what: &str) -> Failure {
+        Failure::new(Exit::Unreachable, format!("control cannot be reached: {what}"))
+            .place(format!("{} (context {})", self.base, self.name))
+            .fix("is the platform running? `atoll context show` says which one this is; `atoll dev` starts one here")
+    }
+
     async fn send(&self, request: Request<Full<Bytes>>) -> Outcome<http::Response<Incoming>> {
-        let unreachable = |what: String| {
-            Failure::new(Exit::Unreachable, format!("control cannot be reached: {what}"))
-                .place(format!("{} (context {})", self.base, self.name))
-                .fix("is the platform running? `atoll context show` says which one this is; `atoll dev` starts one here")
-        };
-        let mut sender = self.transport.connect().await.map_err(&unreachable)?;
+        let mut sender = self.transport.connect().await.map_err(|what| self.unreachable(&what))?;
         match tokio::time::timeout(ANSWER_WAIT, sender.send_request(request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(unreachable(error.to_string())),
-            Err(_) => Err(unreachable(format!("no answer within {} s", ANSWER_WAIT.as_secs()))),
+            Ok(Err(error)) => Err(self.unreachable(&error.to_string())),
+            Err(_) => Err(self.unreachable(&format!("no answer within {} s", ANSWER_WAIT.as_secs()))),
         }
     }
 }

@@ -16,6 +16,7 @@ mod scale;
 mod status;
 mod top;
 pub mod watch;
+mod upload;
 
 use crate::api::Api;
 use crate::args::{CaCommand, Cli, Command, Global};

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::Uri;
-use http_body_util::Full;
+use hyper::body::Body;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
@@ -74,7 +74,12 @@ impl Transport {
         Ok(Self { host, port, tls })
     }
 
-    pub(super) async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+    /// A connection for requests with bodies of that kind.
+    pub(super) async fn connect<B>(&self) -> Result<SendRequest<B>, String>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let connecting = async {
             let stream =
                 TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| e.to_string())?;
@@ -94,7 +99,12 @@ impl Transport {
     }
 }
 
-async fn speak<I: Read + Write + Unpin + Send + 'static>(io: I) -> Result<SendRequest<Full<Bytes>>, String> {
+async fn speak<I, B>(io: I) -> Result<SendRequest<B>, String>
+where
+    I: Read + Write + Unpin + Send + 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (sender, connection) = handshake(io).await.map_err(|error| error.to_string())?;
     // Ends with the request, whose error says what happened to the connection.
     tokio::spawn(async move {

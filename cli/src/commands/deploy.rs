@@ -1,7 +1,7 @@
 //! `atoll deploy`, `plan`, `delete`.
 
 use super::progress::Progress;
-use super::{api_to_change, chosen, interrupted, watch};
+use super::{api_to_change, chosen, interrupted, upload, watch};
 use crate::api::{Api, encode};
 use crate::args::{DeleteArgs, DeployArgs, Global, PlanArgs};
 use crate::failure::{self, Exit, Failure, Outcome};
@@ -24,7 +24,8 @@ pub(super) async fn run(args: DeployArgs, global: &Global) -> Outcome {
     }
     let api = api_to_change(global)?;
     let query = args.confirm.map(|count| format!("?confirm={count}")).unwrap_or_default();
-    let answer = watch::send(&api, &manifest.compile(), &query)
+    let app = upload::upload(&api, &manifest).await?;
+    let answer = watch::send(&api, &app, &query)
         .await
         .map_err(|failure| in_file(&manifest, failure))
         .map_err(|failure| busy_fix(failure, manifest.app.as_str()))?;
@@ -121,7 +122,7 @@ pub(super) async fn plan(args: PlanArgs, global: &Global) -> Outcome {
 
 async fn show_plan(manifest: &Manifest, global: &Global, exit_code: bool) -> Outcome {
     let api = Api::new(&chosen(global)?)?;
-    let answer = watch::send(&api, &manifest.compile(), "?dry_run=true")
+    let answer = watch::send(&api, &upload::planned(manifest).await?, "?dry_run=true")
         .await
         .map_err(|failure| in_file(manifest, failure))?;
     let none = Vec::new();
@@ -200,6 +201,8 @@ pub(super) fn read_manifest(file: &Path) -> Outcome<Manifest> {
         .filter_map(|(name, spec)| Some(manifest.run_error(name, program_fault(spec)?)))
         .collect();
     if faults.is_empty() { Ok(manifest) } else { Err(invalid(&faults)) }
+        // Those that bring their files along are looked at when these are packed.
+        .filter(|(name, _)| !manifest.files.contains_key(*name))
 }
 
 fn invalid(errors: &[ManifestError]) -> Failure {
@@ -244,6 +247,7 @@ fn place_of(manifest: &Manifest, field: &str, message: &str) -> Option<ManifestE
         ("run", _) => Some(manifest.run_error(&ServiceName::new(service).ok()?, message)),
         _ => None,
     }
+        ("bundle", _) => Some(manifest.files_error(&ServiceName::new(service).ok()?, message)),
 }
 
 #[cfg(test)]

@@ -60,6 +60,8 @@ pub struct Manifest {
     /// The file's name, as errors give it.
     pub file: String,
     file_positions: BTreeMap<ServiceName, Position>,
+    /// The file's folder, absolute.
+    pub folder: PathBuf,
     region_positions: BTreeMap<RegionName, (String, Position)>,
     run_positions: BTreeMap<ServiceName, Position>,
 }
@@ -181,6 +183,7 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
         files,
         file: problems.file().to_owned(),
         file_positions,
+        folder: base_dir.to_owned(),
         region_positions,
         run_positions,
     })
