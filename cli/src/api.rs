@@ -55,16 +55,23 @@ impl Api {
         self.json(Method::GET, path, None, None).await
     }
 
-    /// Reads the objects of a list.
+    /// Reads the objects of a list, on as many pages as there are.
     pub async fn list(&self, path: &str) -> Outcome<Vec<Value>> {
-        match self.get(path).await? {
-            Value::Array(items) => Ok(items),
-            Value::Object(mut fields) => match fields.remove("items") {
-                Some(Value::Array(items)) => Ok(items),
-                _ => Err(Failure::failed(format!("the API's answer to {path} is no list"))),
-            },
-            _ => Err(Failure::failed(format!("the API's answer to {path} is no list"))),
+        let (mut items, mut next) = (Vec::new(), Some(path.to_owned()));
+        while let Some(path) = next.take() {
+            let no_list = || Failure::failed(format!("the API's answer to {path} is no list"));
+            let (page, following) = self.page(Method::GET, &path, None, None).await?;
+            match page {
+                Value::Array(page) => items.extend(page),
+                Value::Object(mut fields) => match fields.remove("items") {
+                    Some(Value::Array(page)) => items.extend(page),
+                    _ => return Err(no_list()),
+                },
+                _ => return Err(no_list()),
+            }
+            next = following.filter(|following| *following != path);
         }
+        Ok(items)
     }
 
     /// Reads objects that come one a line, on as many pages as there are.
@@ -99,12 +106,26 @@ impl Api {
         body: Option<&Value>,
         key: Option<&str>,
     ) -> Outcome<Value> {
+        Ok(self.page(method, path, body, key).await?.0)
+    }
+
+    /// An answer, and where the next page is.
+    async fn page(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        key: Option<&str>,
+    ) -> Outcome<(Value, Option<String>)> {
         let mut tries = 0;
         loop {
             tries += 1;
             let request = self.request(method.clone(), path, body, key)?;
             let answered = match self.send(request).await {
-                Ok(answer) => read(path, answer).await,
+                Ok(answer) => {
+                    let next = next_page(answer.headers());
+                    read(path, answer).await.map(|value| (value, next))
+                }
                 Err(failure) => Err(failure),
             };
             match answered {

@@ -18,6 +18,7 @@ mod logs;
 mod nodes;
 mod openapi;
 mod orgs;
+mod pages;
 mod problem;
 mod releases;
 mod routes;

@@ -1,6 +1,7 @@
 //! Apps: list, show, deploy, delete.
 
 use super::changes::{Request, change, decode};
+use super::pages::Part;
 use super::{Api, Problem};
 use crate::apps::{Accepted, Caller, PlannedChange, Refusal, accept, accept_delete, plan_changes};
 use crate::store::objects::{App, Revision, Service};
@@ -56,14 +57,14 @@ pub(super) struct DeployOptions {
 }
 
 fn view(api: &Api, app: App) -> AppView {
-    let services = api.store.list::<Service>(&format!("{}/{}/", app.org, app.app));
+    let services = api.store.tails::<Service>(&format!("{}/{}/", app.org, app.app));
     AppView {
         id: app.id.to_string(),
         app: app.app.to_string(),
         org: app.org.to_string(),
         created_ms: app.created_ms,
         deploy: app.deploy.to_string(),
-        services: services.into_iter().map(|service| service.cluster.service.to_string()).collect(),
+        services: services.iter().filter_map(|tail| Some(tail.rsplit_once('/')?.1.to_owned())).collect(),
     }
 }
 
@@ -71,10 +72,19 @@ pub(super) fn app_name(text: &str) -> Result<AppName, Problem> {
     text.parse().map_err(|error: atoll_model::NameError| Problem::invalid("app", error.to_string()))
 }
 
-#[utoipa::path(get, path = "/v1/apps", responses((status = 200, body = Vec<AppView>)))]
-pub(super) async fn list(State(api): State<Api>, Extension(caller): Extension<Caller>) -> Json<Vec<AppView>> {
-    let apps = api.store.list::<App>(&format!("{}/", caller.org));
-    Json(apps.into_iter().map(|app| view(&api, app)).collect())
+#[utoipa::path(get, path = "/v1/apps",
+    params(("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<AppView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
+    let page = part.of(&api.store, &caller)?;
+    Ok(part.answer("/v1/apps", &caller, page, |app| view(&api, app)))
 }
 
 #[utoipa::path(get, path = "/v1/apps/{app}", params(("app" = String, Path,)),

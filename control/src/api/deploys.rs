@@ -15,9 +15,9 @@ pub(super) fn status(api: &Api, caller: &Caller, id: &str) -> Result<DeployStatu
     let stored = api.store.get::<Deploy>(&format!("{}/{id}", caller.org));
     let deploy =
         stored.ok_or_else(|| Problem::not_found(format!("there is no deploy `{}`", id.escape_debug())))?;
-    let domains = api.store.list::<Domain>(&format!("{}/", caller.org));
-    let of_app = domains.iter().filter(|domain| domain.cluster.app == deploy.app);
-    let mut status = DeployStatus::of(&deploy, of_app.map(|domain| api.config.url(&domain.domain)).collect());
+    let domains = api.store.filed_tails::<Domain>(&format!("{}/{}/", deploy.org, deploy.app));
+    let domains = domains.iter().filter_map(|tail| tail.split_once('/'));
+    let mut status = DeployStatus::of(&deploy, domains.map(|(_, domain)| api.config.url(domain)).collect());
     if let Some(latest) = api.progresses.latest(&deploy.id) {
         status.regions = latest.regions;
         status.edges = latest.edges;

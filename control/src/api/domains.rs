@@ -2,11 +2,13 @@
 
 use super::apps::app_name;
 use super::changes::{Request, change, decode};
+use super::pages::Part;
 use super::{Api, Problem};
 use crate::apps::Caller;
 use crate::apps::domains::{self, DomainRefusal};
 use crate::certificates::upload::{DomainFault, check, own_domain};
 use crate::reconciler::progress::EdgeStatus;
+use crate::store::Page;
 use crate::store::objects::{Domain, Revision, Service};
 use atoll_model::{AppName, Role, ServiceName};
 use atoll_process::clock::unix_ms;
@@ -23,13 +25,6 @@ use std::time::Duration;
 pub(crate) const EXPIRING_MS: u64 = 21 * 24 * 3_600 * 1_000;
 /// Longest wait for one edge's answer.
 const EDGE_ANSWER: Duration = Duration::from_secs(2);
-
-/// Narrows a list to one app.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Filter {
-    app: Option<AppName>,
-}
 
 /// A public domain.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -133,32 +128,41 @@ fn target(api: &Api, domain: &Domain) -> Option<Revision> {
     api.store.get::<Revision>(&Revision::tail(&service.cluster, service.target.as_ref()?))
 }
 
-fn of(api: &Api, caller: &Caller, app: Option<&AppName>) -> Vec<Domain> {
-    match app {
-        Some(app) => api.store.filed::<Domain>(&format!("{}/{app}/", caller.org)),
-        None => api.store.list::<Domain>(&format!("{}/", caller.org)),
+fn page(api: &Api, caller: &Caller, part: &Part) -> Result<Page<Domain>, Problem> {
+    match &part.app {
+        Some(app) => part.of_found(api.store.filed(&format!("{}/{app}/", caller.org)), caller),
+        None => part.of(&api.store, caller),
     }
 }
 
-#[utoipa::path(get, path = "/v1/domains", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<DomainView>)))]
+#[utoipa::path(get, path = "/v1/domains", params(("app" = Option<String>, Query,),
+        ("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<DomainView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
 pub(super) async fn list(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<DomainView>> {
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
     let now_ms = unix_ms();
-    let domains = of(&api, &caller, filter.app.as_ref());
-    Json(domains.into_iter().map(|domain| view(&api, domain, now_ms)).collect())
+    let page = page(&api, &caller, &part)?;
+    Ok(part.answer("/v1/domains", &caller, page, |domain| view(&api, domain, now_ms)))
 }
 
-#[utoipa::path(get, path = "/v1/routes", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<RouteView>)))]
+#[utoipa::path(get, path = "/v1/routes", params(("app" = Option<String>, Query,),
+        ("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<RouteView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
 pub(super) async fn routes(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<RouteView>> {
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
+    let page = page(&api, &caller, &part)?;
     let view = |domain: Domain| {
         let revision = target(&api, &domain);
         let regions = revision.iter().flat_map(|revision| revision.spec.regions.keys());
@@ -172,7 +176,7 @@ pub(super) async fn routes(
             domain: domain.domain,
         }
     };
-    Json(of(&api, &caller, filter.app.as_ref()).into_iter().map(view).collect())
+    Ok(part.answer("/v1/routes", &caller, page, view))
 }
 
 #[utoipa::path(get, path = "/v1/domains/{domain}",

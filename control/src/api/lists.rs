@@ -1,29 +1,15 @@
 //! Services, revisions, instances.
 
-use super::Api;
+use super::pages::Part;
+use super::{Api, Problem};
 use crate::apps::Caller;
 use crate::apps::plan::changed_fields;
 use crate::store::objects::{Domain, Placement, PlacementState, Revision, Service};
 use crate::world::Observed;
+use axum::Extension;
 use axum::extract::{Query, State};
-use axum::{Extension, Json};
-use serde::{Deserialize, Serialize};
-
-/// Narrows a list to one app.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct Filter {
-    app: Option<String>,
-}
-
-impl Filter {
-    fn prefix(&self, caller: &Caller) -> String {
-        match &self.app {
-            Some(app) => format!("{}/{app}/", caller.org),
-            None => format!("{}/", caller.org),
-        }
-    }
-}
+use axum::response::Response;
+use serde::Serialize;
 
 /// A service.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -111,9 +97,12 @@ pub(super) struct ExitView {
 }
 
 pub(super) fn services_of(api: &Api, prefix: &str) -> Vec<ServiceView> {
-    let domains = api.store.list::<Domain>("");
+    api.store.list::<Service>(prefix).into_iter().map(service_view(api)).collect()
+}
+
+fn service_view(api: &Api) -> impl FnMut(Service) -> ServiceView {
     let world = api.world();
-    let view = |service: Service| {
+    move |service: Service| {
         let id = service.target.as_ref();
         let revision = id.and_then(|id| api.store.get::<Revision>(&Revision::tail(&service.cluster, id)));
         let mut regions = std::collections::BTreeMap::<String, RegionView>::new();
@@ -130,7 +119,8 @@ pub(super) fn services_of(api: &Api, prefix: &str) -> Vec<ServiceView> {
                 seen.is_some_and(|seen| seen.state.as_str() == "healthy") && world.is_alive(&placement.host),
             );
         }
-        let domain = domains.iter().find(|domain| domain.cluster == service.cluster);
+        let domains = api.store.filed_tails::<Domain>(&format!("{}/", service.cluster));
+        let domain = domains.first().and_then(|tail| tail.split_once('/'));
         ServiceView {
             id: service.id.to_string(),
             app: service.cluster.app.to_string(),
@@ -140,16 +130,19 @@ pub(super) fn services_of(api: &Api, prefix: &str) -> Vec<ServiceView> {
             number: revision.as_ref().map(|revision| revision.number),
             last_good: service.current.map(String::from),
             public: revision.is_some_and(|revision| revision.spec.public),
-            url: domain.map(|domain| api.config.url(&domain.domain)),
+            url: domain.map(|(_, domain)| api.config.url(domain)),
             regions,
         }
-    };
-    api.store.list::<Service>(prefix).into_iter().map(view).collect()
+    }
 }
 
 pub(super) fn instances_of(api: &Api, prefix: &str) -> Vec<InstanceView> {
+    api.store.list::<Placement>(prefix).into_iter().map(placement_view(api)).collect()
+}
+
+fn placement_view(api: &Api) -> impl FnMut(Placement) -> InstanceView {
     let world = api.world();
-    let view = |placement: Placement| {
+    move |placement: Placement| {
         let seen = world.instances.get(&placement.instance).filter(|seen| seen.host == placement.host);
         let state = match seen {
             _ if !world.is_alive(&placement.host) => "unknown",
@@ -157,8 +150,7 @@ pub(super) fn instances_of(api: &Api, prefix: &str) -> Vec<InstanceView> {
             Some(seen) => seen.state.as_str(),
         };
         instance_view(placement, seen, state)
-    };
-    api.store.list::<Placement>(prefix).into_iter().map(view).collect()
+    }
 }
 
 fn instance_view(placement: Placement, seen: Option<&Observed>, state: &'static str) -> InstanceView {
@@ -191,24 +183,35 @@ fn instance_view(placement: Placement, seen: Option<&Observed>, state: &'static 
     }
 }
 
-#[utoipa::path(get, path = "/v1/services", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<ServiceView>)))]
+#[utoipa::path(get, path = "/v1/services", params(("app" = Option<String>, Query,),
+        ("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<ServiceView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
 pub(super) async fn services(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<ServiceView>> {
-    Json(services_of(&api, &filter.prefix(&caller)))
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
+    let page = part.of(&api.store, &caller)?;
+    Ok(part.answer("/v1/services", &caller, page, service_view(&api)))
 }
 
-#[utoipa::path(get, path = "/v1/revisions", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<RevisionView>)))]
+#[utoipa::path(get, path = "/v1/revisions", params(("app" = Option<String>, Query,),
+        ("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<RevisionView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
 pub(super) async fn revisions(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<RevisionView>> {
-    let mut before: Option<Revision> = None;
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
+    let page = part.of(&api.store, &caller)?;
+    // What the first is compared with was on the page before.
+    let mut before = part.after(&caller).and_then(|tail| api.store.get::<Revision>(&tail));
     let view = |revision: Revision| {
         let service = api.store.get::<Service>(&revision.cluster.to_string());
         let is_target = service.is_some_and(|service| service.target.as_ref() == Some(&revision.id));
@@ -229,16 +232,20 @@ pub(super) async fn revisions(
             spec: revision.spec,
         }
     };
-    let revisions = api.store.list::<Revision>(&filter.prefix(&caller));
-    Json(revisions.into_iter().map(view).collect())
+    Ok(part.answer("/v1/revisions", &caller, page, view))
 }
 
-#[utoipa::path(get, path = "/v1/instances", params(("app" = Option<String>, Query,)),
-    responses((status = 200, body = Vec<InstanceView>)))]
+#[utoipa::path(get, path = "/v1/instances", params(("app" = Option<String>, Query,),
+        ("limit" = Option<u64>, Query, description = "how many at most; 1000 by default, and at most"),
+        ("after" = Option<String>, Query, description = "only what comes after this; see the field `Link`")),
+    responses((status = 200, body = Vec<InstanceView>, description =
+        "where there is more, the field `Link` names the next page (`rel=\"next\"`)"),
+        (status = 422, body = Problem)))]
 pub(super) async fn instances(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-    Query(filter): Query<Filter>,
-) -> Json<Vec<InstanceView>> {
-    Json(instances_of(&api, &filter.prefix(&caller)))
+    Query(part): Query<Part>,
+) -> Result<Response, Problem> {
+    let page = part.of(&api.store, &caller)?;
+    Ok(part.answer("/v1/instances", &caller, page, placement_view(&api)))
 }

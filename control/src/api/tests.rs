@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bundles;
+mod pages;
 mod roles;
 
 use crate::testing::{Platform, healthy, shop};

@@ -456,7 +456,7 @@ stored!(Placement, "placement", |o| format!("{}/{}", o.cluster, o.instance));
 stored!(ApiToken, "api-token", |o| format!("{}/{}", o.org, o.hash));
 stored!(JoinToken, "join-token", |o| format!("{}/{}", o.org, o.record.id));
 stored!(Node, "node", |o| format!("{}/{}", o.org, o.name));
-stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain), filed o.cluster.to_string());
+stored!(Domain, "domain", |o| format!("{}/{}", o.org, o.domain), filed format!("{}/", o.cluster));
 stored!(DomainClaim, "domain-claim", |o| DomainClaim::tail(&o.domain));
 stored!(DrainWish, "drain", |o| o.what.to_string());
 stored!(Org, "org", |o| format!("{}", o.org));

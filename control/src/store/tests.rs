@@ -235,24 +235,26 @@ async fn domains_are_found_by_their_cluster_in_a_change_and_after_a_restart() {
     let (store, feed) = Store::open(folder.path(), 0).unwrap();
     let names = |found: Vec<Domain>| found.into_iter().map(|domain| domain.domain).collect::<Vec<_>>();
     let first = store.change(move |change| {
-        for (name, cluster) in [("a", "o/shop/web"), ("b", "o/shop/api"), ("c", "o/shop2/web")] {
+        for (name, cluster) in
+            [("a", "o/shop/web"), ("b", "o/shop/api"), ("c", "o/shop2/web"), ("d", "o/shop/web2")]
+        {
             change.put(&domain(name, cluster))?;
         }
         Ok::<_, StoreError>(names(change.filed("o/shop/")))
     });
-    assert_eq!(first.await.unwrap().0, ["a", "b"]);
-    assert_eq!(names(store.filed("o/shop/web")), ["a"]);
+    assert_eq!(first.await.unwrap().0, ["a", "b", "d"]);
+    assert_eq!(names(store.filed("o/shop/web/")), ["a"]);
     let moved = store.change(move |change| {
         change.put(&domain("a", "o/shop2/web"))?;
         change.remove::<Domain>("default/c");
         Ok::<_, StoreError>((names(change.filed("o/shop/")), names(change.filed("o/shop2/"))))
     });
-    assert_eq!(moved.await.unwrap().0, (vec!["b".to_owned()], vec!["a".to_owned()]));
+    assert_eq!(moved.await.unwrap().0, (vec!["b".to_owned(), "d".to_owned()], vec!["a".to_owned()]));
     drop((store, feed));
     let (store, _feed) = Store::open(folder.path(), 0).unwrap();
     assert_eq!(
         (names(store.filed("o/shop/")), names(store.filed("o/shop2/"))),
-        (vec!["b".to_owned()], vec!["a".to_owned()])
+        (vec!["b".to_owned(), "d".to_owned()], vec!["a".to_owned()])
     );
 }
 
