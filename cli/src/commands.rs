@@ -10,13 +10,14 @@ mod help;
 mod lists;
 mod logs;
 pub mod mesh;
+mod moments;
 mod nodes;
 pub mod progress;
 mod scale;
 mod status;
 mod top;
-pub mod watch;
 mod upload;
+pub mod watch;
 
 use crate::api::Api;
 use crate::args::{CaCommand, Cli, Command, Global};

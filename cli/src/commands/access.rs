@@ -1,6 +1,6 @@
 //! `atoll orgs …`, `atoll tokens api …`, `atoll whoami`, `atoll audit`
 
-use super::{api, api_to_change, lists};
+use super::{api, api_to_change, lists, moments};
 use crate::api::encode;
 use crate::args::{ApiTokenArgs, ApiTokensCommand, AuditArgs, Global, OrgsCommand};
 use crate::failure::{Failure, Outcome};
@@ -139,7 +139,14 @@ pub(super) async fn audit(args: AuditArgs, global: &Global) -> Outcome {
     };
     add("org", args.org.clone());
     add("app", args.app.clone());
-    add("since_ms", args.since.as_deref().map(since_ms).transpose()?.map(|ms| ms.to_string()));
+    add(
+        "since_ms",
+        args.since
+            .as_deref()
+            .map(|text| moments::parse(text, unix_ms()))
+            .transpose()?
+            .map(|ms| ms.to_string()),
+    );
     match (args.all || args.since.is_some(), args.tail) {
         (true, None) => {}
         (_, tail) => add("tail", Some(tail.unwrap_or(TAIL).to_string())),
@@ -180,30 +187,3 @@ fn describe(row: &mut Value) {
 
 /// Entries that are shown where nothing else is asked for.
 const TAIL: u32 = 50;
-
-/// `2h`: that long ago. `2026-05-01T10:00:00Z`: then.
-fn since_ms(text: &str) -> Outcome<u64> {
-    if let Ok(ms) = parse_duration_ms(text) {
-        return Ok(unix_ms().saturating_sub(ms));
-    }
-    let format = &time::format_description::well_known::Rfc3339;
-    let moment = time::OffsetDateTime::parse(text, format).ok();
-    moment.and_then(|moment| u64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok()).ok_or_else(|| {
-        Failure::usage(format!("`{}` is no moment", out::harmless(text)))
-            .place("--since")
-            .fix("give how long ago, such as 2h, or a date and time such as 2026-05-01T10:00:00Z")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    #[test]
-    fn a_moment_is_an_age_or_a_date() {
-        assert!(unix_ms() - since_ms("2h").unwrap() >= 7_200_000);
-        assert_eq!(since_ms("1970-01-01T00:00:01.5Z").unwrap(), 1_500);
-        assert!(since_ms("yesterday").is_err());
-    }
-}

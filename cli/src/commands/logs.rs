@@ -1,8 +1,6 @@
 //! `atoll logs`
 
-mod since;
-
-use super::{api, interrupted};
+use super::{api, interrupted, moments};
 use crate::api::{Api, Event, encode};
 use crate::args::{Global, LogsArgs};
 use crate::failure::{Exit, Failure, Outcome};
@@ -64,7 +62,7 @@ impl Asked {
             },
             None => {}
         }
-        let since = args.since.as_deref().map(|text| since::parse(text, now_ms));
+        let since = args.since.as_deref().map(|text| moments::parse(text, now_ms));
         Ok(Self {
             app,
             service,
@@ -271,7 +269,7 @@ fn show_line(fields: &Value, view: View) {
     let mut shown = String::new();
     if view.times {
         let at_ms = fields["at_ms"].as_u64();
-        let time = at_ms.map_or_else(|| "-".to_owned(), since::show);
+        let time = at_ms.map_or_else(|| "-".to_owned(), moments::show);
         shown.push_str(&out::for_stdout(Paint::Dim, &time));
         shown.push_str("  ");
     }

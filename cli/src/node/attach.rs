@@ -44,7 +44,7 @@ pub struct Answers {
     pub read_log: Option<Arc<ReadLog>>,
     /// The role edge's view.
     pub serves: Option<Arc<Serves>>,
-    /// Every node's counts.
+    /// The counts of a node with another role than control.
     pub counts: Option<Arc<ReadCounts>>,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A section that a role needs has defaults; a key that is not known is an error with its line.
 
+use atoll_model::manifest::nearest;
 use atoll_model::{NodeName, RegionName, Role, Roles, SiteName};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -177,8 +178,10 @@ impl NodeConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let config: Self = toml::from_str(&text)
-            .map_err(|cause| ConfigError::Parse { path: path.to_owned(), message: cause.to_string() })?;
+        let config: Self = toml::from_str(&text).map_err(|cause| ConfigError::Parse {
+            path: path.to_owned(),
+            message: with_nearest_key(&cause.to_string()),
+        })?;
         config.check().map_err(|message| ConfigError::Rule { path: path.to_owned(), message })?;
         Ok(config)
     }
@@ -206,6 +209,21 @@ impl NodeConfig {
     pub fn needs_restart(&self, newer: &Self) -> bool {
         let fixed = |config: &Self| Self { drain_ms: 0, latitude: 0.0, longitude: 0.0, ..config.clone() };
         fixed(self) != fixed(newer)
+    }
+}
+
+/// A refusal of an unknown key, with the known one that is nearest instead of all that there are.
+fn with_nearest_key(message: &str) -> String {
+    let parts = message.split_once("unknown field `").and_then(|(before, rest)| {
+        let (unknown, known) = rest.split_once("`, expected ")?;
+        Some((before, unknown, known))
+    });
+    let Some((before, unknown, known)) = parts else { return message.to_owned() };
+    // What stands between backquotes.
+    let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    match nearest(unknown, known.iter().copied()) {
+        Some(key) => format!("{before}there is no key `{unknown}` here; did you mean `{key}`?"),
+        None => format!("{before}there is no key `{unknown}` here; there are {}", known.join(", ")),
     }
 }
 
@@ -237,6 +255,22 @@ mod tests {
         let text = LEAST.replace("[edge]", "[edge]\nhtttps = 1");
         let message = toml::from_str::<NodeConfig>(&text).unwrap_err().to_string();
         assert!(message.contains("htttps") && message.contains("line"), "{message}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_answered_with_the_nearest() {
+        let refused =
+            |text: &str| with_nearest_key(&toml::from_str::<NodeConfig>(text).unwrap_err().to_string());
+        let top = refused(&format!("drian_ms = 1\n{LEAST}"));
+        assert!(
+            top.contains("line 1") && top.contains("`drian_ms`") && top.contains("did you mean `drain_ms`?")
+        );
+        let section = refused(&LEAST.replace("[edge]", "[edge]\nhtttps = 1"));
+        assert!(section.contains("did you mean `https`?"), "{section}");
+        let far = refused(&LEAST.replace("[join]", "[join]\nsomething_else = 1"));
+        assert!(far.contains("there are control, token_file"), "{far}");
+        let value = refused(&LEAST.replace("[\"edge\"]", "7"));
+        assert!(value.contains("line"), "{value}");
     }
 
     #[test]

@@ -186,6 +186,10 @@ fn answers(
     gateway: Option<atoll_core_gateway::Serving>,
 ) -> Answers {
     let mut answers = Answers::default();
+    if serving.is_none() && host.is_none() && gateway.is_none() {
+        // A node that is only control has nothing to be asked for.
+        return answers;
+    }
     let of_host = host.cloned();
     answers.counts = Some(Arc::new(move |question| {
         let own = atoll_process::usage::of_self();

@@ -190,7 +190,7 @@ async fn start(args: NodeArgs, config: NodeConfig, hangups: Hangups) -> anyhow::
             facts::Phases { leaving: leaving.clone(), wished: wished.clone(), drain: drain.clone() },
         ),
     );
-    if roles.answers.read_log.is_some() || roles.answers.serves.is_some() {
+    if roles.answers.counts.is_some() {
         tasks.spawn_vital(
             "attach",
             attach::run(roles.node_plane.clone(), roles.answers.clone(), drain.clone()),

@@ -41,7 +41,7 @@ pub(super) struct Turn {
     at_ms: u64,
     services: Vec<ServiceTop>,
     instances: Vec<InstanceTop>,
-    /// For operators.
+    /// For operators: those with another role than control.
     nodes: Vec<NodeTop>,
     /// Nodes of which nothing is known this time.
     missing: Vec<Missing>,
@@ -186,8 +186,9 @@ impl Watcher {
             .nodes
             .iter()
             .filter(|(_, seen)| {
-                // The others have nothing that this one may see.
-                seen.alive && (self.operator || seen.roles.has(Role::Gateway) || seen.roles.has(Role::Host))
+                // What others use is for operators. A node that is only control holds no line to control.
+                let counts = seen.roles.has(Role::Gateway) || seen.roles.has(Role::Host);
+                seen.alive && (counts || (self.operator && seen.roles.has(Role::Edge)))
             })
             .map(|(name, seen)| (name.clone(), seen.region.clone(), seen.roles.has(Role::Gateway)))
             .collect();

@@ -18,6 +18,7 @@ pub use error::{ManifestError, PROBLEMS_MAX, Position};
 pub use expand::{VariableError, variables_of};
 pub use files::{FilePattern, FilePatternError};
 pub use mesh::{CALLS_MAX, ENTRIES_MAX, RULES_MAX};
+pub use section::nearest;
 
 use crate::names::{AppName, RegionName, ServiceName};
 use crate::spec::{Scale, ServiceSpec};

@@ -32,7 +32,8 @@ pub(super) fn describe(value: &DeValue<'_>) -> String {
 }
 
 /// The entry of `known` that was probably meant.
-pub(super) fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+#[must_use]
+pub fn nearest<'k>(key: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     known
         .into_iter()
         .map(|candidate| (strsim::osa_distance(key, candidate), candidate))

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// A moment, ms since 1970: how long before now, or a date with time and zone.
-pub(super) fn parse(text: &str, now_ms: u64) -> Outcome<u64> {
+pub fn parse(text: &str, now_ms: u64) -> Outcome<u64> {
     if let Ok(ago_ms) = parse_duration_ms(text) {
         return Ok(now_ms.saturating_sub(ago_ms));
     }
@@ -19,7 +19,7 @@ pub(super) fn parse(text: &str, now_ms: u64) -> Outcome<u64> {
 }
 
 /// A moment with its milliseconds, in UTC.
-pub(super) fn show(at_ms: u64) -> String {
+pub fn show(at_ms: u64) -> String {
     let format = time::macros::format_description!(
         "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
     );
