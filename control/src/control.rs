@@ -203,6 +203,7 @@ impl Bound {
         ) {
             Ok(service) => {
                 let identity = handles.identity.clone();
+                let service = service.by_clock(identity.clock().clone());
                 tasks.spawn_vital(
                     "node plane",
                     node_plane::serve(node_plane_listener, identity, service, drain.clone()),

@@ -78,10 +78,8 @@ fn apply_node(world: &mut World, owner: &NodeName, entry: &Arc<Entry>) {
         tracing::warn!(node = %owner, "a node's record cannot be read");
         return;
     };
-    let outranked = |seen: &NodeSeen| match seen.kind == entry.kind {
-        true => seen.written_ms > entry.written_ms,
-        false => seen.kind == Kind::NODE,
-    };
+    // Within a kind gossip hands on newer records alone; the writer's clock, which may be set back, has no say.
+    let outranked = |seen: &NodeSeen| seen.kind != entry.kind && seen.kind == Kind::NODE;
     if world.nodes.get(owner).is_some_and(outranked) {
         return;
     }

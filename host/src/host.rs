@@ -118,6 +118,7 @@ impl Host {
         let bundles =
             Bundles::open(&handles.data_dir, config.bundles_keep_free_bytes, fetch, &handles.metrics)
                 .map_err(|source| BindError::Folder { path: handles.data_dir.join("bundles"), source })?;
+        let clock = handles.identity.clock().clone();
         let issue = node_plane::issue(handles.node_plane, handles.identity);
         let ground = Ground {
             config,
@@ -127,7 +128,7 @@ impl Host {
             base_environment: base_environment(),
             sidecar_command: handles.sidecar_command,
             sidecars,
-            workloads: Workloads::new(workloads, issue, metrics.clone()),
+            workloads: Workloads::new(workloads, issue, metrics.clone(), clock),
             ports: Ports::default(),
             janitor: Janitor::start(metrics.clone()).map_err(BindError::Thread)?,
             reporter: reporter(handles.gossip.clone(), handles.name.clone(), Scope::Region(handles.region)),

@@ -3,18 +3,19 @@
 mod schedule;
 mod store;
 
+use store::Validity;
 pub use store::Workload;
 
 use crate::metrics::HostMetrics;
+use atoll_identity::Clock;
 use atoll_model::ClusterName;
-use atoll_process::clock;
 use atoll_wire::node::IdentityReply;
 use futures_util::future::BoxFuture;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -30,6 +31,7 @@ pub struct Workloads {
     folder: PathBuf,
     issue: Issue,
     metrics: HostMetrics,
+    clock: Clock,
     services: Mutex<HashMap<ClusterName, watch::Sender<Option<Arc<Workload>>>>>,
 }
 
@@ -40,10 +42,10 @@ impl std::fmt::Debug for Workloads {
 }
 
 impl Workloads {
-    /// Keeps them in `folder`, which exists and is private.
+    /// Keeps them in `folder`, which exists and is private, and renews by `clock`.
     #[must_use]
-    pub fn new(folder: PathBuf, issue: Issue, metrics: HostMetrics) -> Self {
-        Self { folder, issue, metrics, services: Mutex::default() }
+    pub fn new(folder: PathBuf, issue: Issue, metrics: HostMetrics, clock: Clock) -> Self {
+        Self { folder, issue, metrics, clock, services: Mutex::default() }
     }
 
     /// The service's certificate, now and whenever it is renewed; nothing until there is one. It is
@@ -62,6 +64,7 @@ impl Workloads {
             folder: self.folder.clone(),
             issue: Arc::clone(&self.issue),
             metrics: self.metrics.clone(),
+            clock: self.clock.clone(),
             sender,
         };
         tokio::spawn(keeper.run());
@@ -75,6 +78,7 @@ struct Keeper {
     folder: PathBuf,
     issue: Issue,
     metrics: HostMetrics,
+    clock: Clock,
     sender: watch::Sender<Option<Arc<Workload>>>,
 }
 
@@ -82,8 +86,9 @@ impl Keeper {
     async fn run(self) {
         let mut failures = 0;
         let mut jitter = rand::random::<f64>();
+        let mut renewed: Option<Instant> = None;
         loop {
-            let wait = self.wait(failures, jitter);
+            let wait = self.wait(failures, jitter).max(self.rest(renewed));
             if !wait.is_zero() {
                 tokio::select! {
                     () = tokio::time::sleep(wait.min(WAIT_MAX)) => {}
@@ -99,7 +104,7 @@ impl Keeper {
             };
             jitter = rand::random();
             match outcome {
-                Ok(()) => failures = 0,
+                Ok(()) => (failures, renewed) = (0, Some(Instant::now())),
                 Err(cause) => {
                     failures += 1;
                     self.metrics.certificate_failures.inc();
@@ -109,9 +114,18 @@ impl Keeper {
         }
     }
 
+    /// By a clock that is days ahead every certificate is due as soon as it is there: at most ten in a life.
+    fn rest(&self, renewed: Option<Instant>) -> Duration {
+        let life = self.sender.borrow().as_ref().map_or(Duration::ZERO, |workload| {
+            let Validity { not_before_ms, not_after_ms } = workload.validity;
+            Duration::from_millis(not_after_ms.saturating_sub(not_before_ms))
+        });
+        renewed.map_or(Duration::ZERO, |at| (life / 10).saturating_sub(at.elapsed()))
+    }
+
     fn wait(&self, failures: u32, jitter: f64) -> Duration {
         let validity = self.sender.borrow().as_ref().map(|workload| workload.validity);
-        Duration::from_millis(schedule::wait_ms(validity, clock::unix_ms(), failures, jitter))
+        Duration::from_millis(schedule::wait_ms(validity, self.clock.now_ms(), failures, jitter))
     }
 
     async fn renew(&self) -> Result<(), String> {

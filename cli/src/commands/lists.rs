@@ -116,6 +116,7 @@ pub(super) const NODES: List = List {
         Column("STATE", "state"),
         Column("ADDRESS", "address"),
         Column("UP", "started_ms"),
+        Column("CLOCK", "clock"),
         Column("CERTIFICATE FOR", "certificate_not_after_ms"),
         Column("VERSION", "software_version"),
     ],
@@ -217,13 +218,19 @@ fn add_services(apps: &mut [Value], services: &[Value]) {
     }
 }
 
-/// The address at which a node serves.
+/// The address at which a node serves, and what is wrong with its clock.
 fn add_node_address(node: &mut Value) {
     let address = ["edge_https_address", "gateway_address"]
         .iter()
         .find_map(|key| node[*key].as_str().filter(|text| !text.is_empty()))
         .map(str::to_owned);
     node["address"] = address.map_or(Value::Null, Value::String);
+    let off = |ms: i64| out::age(ms.unsigned_abs(), 0);
+    node["clock"] = match node["clock_correction_ms"].as_i64().unwrap_or(0) {
+        0 => Value::Null,
+        others_ahead @ 1.. => format!("{} behind", off(others_ahead)).into(),
+        others_behind => format!("{} ahead", off(others_behind)).into(),
+    };
 }
 
 /// Nodes with what is wrong with them, and the place, each as a text.
@@ -270,6 +277,18 @@ fn counts(regions: &serde_json::Map<String, Value>) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_wrong_clock_is_shown() {
+        let clock = |ms: i64| {
+            let mut node = json!({ "clock_correction_ms": ms });
+            add_node_address(&mut node);
+            node["clock"].clone()
+        };
+        assert_eq!(clock(0), Value::Null);
+        assert_eq!(clock(86_400_000), "1d behind");
+        assert_eq!(clock(-7_200_000), "2h ahead");
+    }
 
     #[test]
     fn a_site_names_what_is_wrong_with_its_nodes() {

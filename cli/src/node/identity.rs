@@ -42,7 +42,7 @@ pub fn from_own_ca(config: &NodeConfig, ca: &MeshCa) -> anyhow::Result<Membershi
     let material = match kept {
         Some(material) if !past_half(&material)? => material,
         _ => {
-            let material = issue_locally(config, ca)?;
+            let material = issue_locally(config, ca, unix_ms())?;
             keep(&dir, &material);
             material
         }
@@ -62,9 +62,9 @@ pub fn from_own_ca(config: &NodeConfig, ca: &MeshCa) -> anyhow::Result<Membershi
 }
 
 /// A certificate for the control node itself, with a new key.
-pub fn issue_locally(config: &NodeConfig, ca: &MeshCa) -> anyhow::Result<Material> {
+pub fn issue_locally(config: &NodeConfig, ca: &MeshCa, now_ms: u64) -> anyhow::Result<Material> {
     let key = TlsKey::generate()?;
-    let chain = ca.issue_node(&subject(config, 1), &key.csr()?, unix_ms())?;
+    let chain = ca.issue_node(&subject(config, 1), &key.csr()?, now_ms)?;
     Ok(Material { chain, key: key.to_pkcs8(), roots: ca.roots(), trust_domain: ca.trust_domain().clone() })
 }
 

@@ -7,10 +7,9 @@ use atoll_identity::{Identity, Material};
 use atoll_mesh_ca::MeshCa;
 use atoll_mesh_ca::client::{renew_at_ms, retry_after};
 use atoll_process::Drain;
-use atoll_process::clock::unix_ms;
 use prometheus_client::metrics::counter::Counter;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
@@ -41,13 +40,17 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
     let mut failures: u32 = 0;
     let dir = config.data_dir.join("identity");
     let mut saved = true;
+    let mut renewed: Option<Instant> = None;
     loop {
-        let now_ms = unix_ms();
+        let now_ms = own.clock().now_ms();
         let left = Duration::from_millis(own.not_after_ms().saturating_sub(now_ms));
         let wait = match failures {
             0 => {
                 let at_ms = renew_at_ms(own.not_before_ms(), own.not_after_ms(), random);
-                Duration::from_millis(at_ms.saturating_sub(now_ms))
+                let life = Duration::from_millis(own.not_after_ms().saturating_sub(own.not_before_ms()));
+                // By a clock that is days ahead every certificate is due as soon as it is there.
+                let since = renewed.map_or(life, |at| at.elapsed());
+                Duration::from_millis(at_ms.saturating_sub(now_ms)).max((life / 10).saturating_sub(since))
             }
             _ => retry_after(failures, left, random),
         };
@@ -67,6 +70,7 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
         match renew(&config, &own, &issuer).await.and_then(|material| Ok(own.replace(material)?)) {
             Ok(()) => {
                 failures = 0;
+                renewed = Some(Instant::now());
                 saved = identity::keep(&dir, &own.current());
                 counters.unsaved.inc_by(u64::from(!saved));
                 counters.renewed.inc();
@@ -83,8 +87,8 @@ pub async fn run(config: NodeConfig, own: Identity, issuer: Issuer, counters: Co
 
 async fn renew(config: &NodeConfig, own: &Identity, issuer: &Issuer) -> anyhow::Result<Material> {
     match issuer {
-        Issuer::Own(ca) => identity::issue_locally(config, ca),
-        Issuer::Control(_) if own.not_after_ms() <= unix_ms() => {
+        Issuer::Own(ca) => identity::issue_locally(config, ca, own.clock().now_ms()),
+        Issuer::Control(_) if own.not_after_ms() <= own.clock().now_ms() => {
             let dir = config.data_dir.join("identity");
             identity::recover(config, &dir, Material::clone(&own.current())).await
         }

@@ -267,7 +267,7 @@ fn admin(
             true => Err("an operator has drained this node: `atoll drain NAME --off` ends that".to_owned()),
             false => Ok(()),
         })
-        .ready_check("certificate", move || match own.not_after_ms() > unix_ms() {
+        .ready_check("certificate", move || match own.not_after_ms() > own.clock().now_ms() {
             true => Ok(()),
             false => Err("the node's certificate has expired".to_owned()),
         });
@@ -283,6 +283,7 @@ fn admin(
             "roles": config.roles,
             "spiffe_id": own.own_id().to_string(),
             "certificate_not_after_ms": own.not_after_ms(),
+            "clock_correction_ms": own.clock().correction_ms(),
             "mesh_connections": own.connections().len(),
         })
     });

@@ -53,6 +53,8 @@ pub(super) struct NodeView {
     started_ms: u64,
     pid: u32,
     certificate_not_after_ms: u64,
+    /// By how much most nodes are ahead of its clock (negative: behind), ms; 0 where it is right enough.
+    clock_correction_ms: i64,
     /// When it last spoke of itself, by its clock.
     written_ms: u64,
     /// In degrees; none where it was not told.
@@ -134,6 +136,7 @@ pub(super) fn views(api: &Api) -> Vec<NodeView> {
             started_ms: facts.started_ms,
             pid: facts.pid,
             certificate_not_after_ms: facts.certificate_not_after_ms,
+            clock_correction_ms: facts.clock_correction_ms,
             written_ms: seen.map_or(0, |seen| seen.written_ms),
         }
     };

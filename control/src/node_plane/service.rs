@@ -11,7 +11,7 @@ use crate::certificates::Certificates;
 use crate::metrics::NodePlaneMetrics;
 use crate::store::objects::{Domain, Node, Org, Placement};
 use crate::store::{Store, StoreError};
-use atoll_identity::{PeerIdentity, TrustDomain};
+use atoll_identity::{Clock, PeerIdentity, TrustDomain};
 use atoll_mesh_ca::{CaError, MeshCa, TokenRefusal, token};
 use atoll_model::{ClusterName, OrgName, RegionName, Role};
 use atoll_process::clock::unix_ms;
@@ -36,6 +36,8 @@ const JOINS_PER_SECOND: u64 = 20;
 pub struct NodePlaneService {
     store: Store,
     ca: Arc<MeshCa>,
+    /// By which certificates are issued.
+    clock: Clock,
     trust_domain: TrustDomain,
     certificates: Certificates,
     attached: Attached,
@@ -59,6 +61,7 @@ impl NodePlaneService {
         Ok(Self {
             store,
             trust_domain: ca.trust_domain().clone(),
+            clock: Clock::default(),
             ca,
             certificates,
             attached,
@@ -68,6 +71,12 @@ impl NodePlaneService {
             metrics,
             sending: Sending::new(bundles),
         })
+    }
+
+    /// The same, issuing certificates by the time that the mesh has, not by this machine's alone.
+    #[must_use]
+    pub fn by_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     fn reply(&self, chain: Vec<Vec<u8>>, record_chain: Vec<Vec<u8>>) -> Response<IdentityReply> {
@@ -233,7 +242,8 @@ impl NodePlane for NodePlaneService {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<IdentityReply>, Status> {
         let (identity, node) = self.node(&request)?;
         let (subject, csr) = (subject_of(&node), request.into_inner().csr);
-        let issued = self.with_ca(move |ca| ca.issue_node(&subject, &csr, unix_ms())).await?;
+        let now_ms = self.clock.now_ms();
+        let issued = self.with_ca(move |ca| ca.issue_node(&subject, &csr, now_ms)).await?;
         let chain = issued.map_err(|error| refused("renewal", &identity.id, &error))?;
         self.metrics.renewed.inc();
         Ok(self.reply(der(chain), Vec::new()))
@@ -256,8 +266,8 @@ impl NodePlane for NodePlaneService {
                 "no instance of {cluster} is placed on this host"
             )));
         }
-        let csr = request.csr;
-        let issued = self.with_ca(move |ca| ca.issue_workload(&cluster, &csr, unix_ms())).await?;
+        let (csr, now_ms) = (request.csr, self.clock.now_ms());
+        let issued = self.with_ca(move |ca| ca.issue_workload(&cluster, &csr, now_ms)).await?;
         let chain = issued.map_err(|error| refused("a workload certificate", &identity.id, &error))?;
         self.metrics.workloads.inc();
         Ok(self.reply(der(chain), Vec::new()))

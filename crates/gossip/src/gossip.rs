@@ -167,6 +167,8 @@ impl Gossip {
             name: member.name.as_str().to_owned(),
             address: advertised.to_string(),
             generation,
+            // Told anew in each message.
+            now_ms: 0,
         };
         let tasks = Tasks::new(Handle::current());
         let (events, inbox) = mpsc::channel(EVENTS_MAX);

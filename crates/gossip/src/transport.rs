@@ -9,7 +9,7 @@ use crate::membership::{PACKET_BYTES_MAX, Peer};
 use crate::scope::Scope;
 use crate::stats::Stats;
 use atoll_identity::{ClientAuth, Identity, MESH_SERVER_NAME, PeerPolicy, SpiffeKind};
-use atoll_model::NodeName;
+use atoll_model::{NodeName, Role};
 use atoll_process::drain::Drain;
 use atoll_process::tasks::Tasks;
 use atoll_wire::gossip;
@@ -474,6 +474,26 @@ impl Transport {
         });
     }
 
+    /// Who we are, and what time our machine has.
+    fn introduction(&self) -> gossip::Member {
+        gossip::Member { now_ms: atoll_process::clock::unix_ms(), ..self.sender.clone() }
+    }
+
+    /// What a peer, whose certificate was verified, says its machine's time is.
+    fn hear_time(&self, peer: &Peer, now_ms: u64) {
+        let clock = self.identity.clock();
+        if now_ms == 0 || !clock.heard(&peer.name, peer.roles.has(Role::Control), now_ms) {
+            return;
+        }
+        match clock.correction_ms() / 1000 {
+            0 => tracing::info!("this machine's clock agrees with the other nodes' again"),
+            seconds => tracing::error!(
+                others_ahead_s = seconds,
+                "this machine's clock is wrong, say most nodes: certificates are judged by their time; set the clock"
+            ),
+        }
+    }
+
     fn introduced(&self, link: &Link, message: &gossip::Exchange) {
         let Some(sender) = &message.sender else { return };
         let Ok(mut address) = sender.address.parse::<SocketAddr>() else { return };
@@ -481,6 +501,7 @@ impl Transport {
             self.stats.packets_refused.inc();
             return;
         }
+        self.hear_time(&link.peer, sender.now_ms);
         if address.ip().is_unspecified() {
             address.set_ip(link.connection.remote_address().ip());
         }
@@ -521,7 +542,7 @@ impl Transport {
         let scopes = link.permitted(scopes);
         let (mut send, mut receive) = link.connection.open_bi().await?;
         let request =
-            gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.summary_request(&scopes) };
+            gossip::Exchange { sender: Some(self.introduction()), ..self.core.summary_request(&scopes) };
         frames::write(&mut send, &request).await?;
         frames::finish(&mut send)?;
         let answer = frames::read(&mut receive).await?;
@@ -532,7 +553,7 @@ impl Transport {
     async fn exchange_once(&self, link: &Arc<Link>, scopes: &[Scope]) -> Result<bool, ExchangeError> {
         let scopes = link.permitted(scopes);
         let (mut send, mut receive) = link.connection.open_bi().await?;
-        let request = gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.request(&scopes) };
+        let request = gossip::Exchange { sender: Some(self.introduction()), ..self.core.request(&scopes) };
         frames::write(&mut send, &request).await?;
         let answer = frames::read(&mut receive).await?;
         self.introduced(link, &answer);
@@ -561,7 +582,7 @@ impl Transport {
         let scopes = link.permitted(&common);
         if !request.summary.is_empty() {
             let answer = gossip::Exchange {
-                sender: Some(self.sender.clone()),
+                sender: Some(self.introduction()),
                 summary: self.core.summary(&scopes),
                 ..gossip::Exchange::default()
             };
@@ -569,7 +590,7 @@ impl Transport {
             frames::finish(&mut send)?;
             return Ok(());
         }
-        let mut answer = gossip::Exchange { sender: Some(self.sender.clone()), ..self.core.request(&scopes) };
+        let mut answer = gossip::Exchange { sender: Some(self.introduction()), ..self.core.request(&scopes) };
         self.core.deltas_for(&request, &scopes, &mut answer);
         frames::write(&mut send, &answer).await?;
         let last = frames::read(&mut receive).await?;

@@ -1,6 +1,7 @@
 //! A node's or workload's own identity, and the TLS configurations that follow its rotation.
 
 use crate::certificate::{CertificateFault, PeerIdentity};
+use crate::clock::Clock;
 use crate::connections::LiveConnections;
 use crate::material::{Material, MaterialError};
 use crate::spiffe::SpiffeId;
@@ -14,7 +15,6 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::time_provider::DefaultTimeProvider;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme, version::TLS13};
 use std::sync::{Arc, LazyLock};
 
@@ -69,6 +69,7 @@ pub struct Identity {
     current: Arc<ArcSwap<Current>>,
     trust: TrustStore,
     connections: LiveConnections,
+    clock: Clock,
 }
 
 /// One generation; replaced whole, so that key, chain and roots always fit each other.
@@ -104,8 +105,11 @@ impl Identity {
     /// Starts with `material`, which must hold together; its certificate may have expired.
     pub fn new(material: Material) -> Result<Self, IdentityError> {
         let trust = TrustStore::new(material.trust_domain.clone(), &material.roots)?;
-        let current = Arc::new(ArcSwap::from_pointee(Current::new(material)?));
-        Ok(Self { current, trust, connections: LiveConnections::default() })
+        let current = Current::new(material)?;
+        let clock = Clock::default();
+        clock.not_before(current.own.not_before_ms);
+        let current = Arc::new(ArcSwap::from_pointee(current));
+        Ok(Self { current, trust, connections: LiveConnections::default(), clock })
     }
 
     /// Uses `material` from the next handshake on. Open connections stay. On an error nothing changes.
@@ -116,6 +120,7 @@ impl Identity {
             return Err(IdentityError::OtherId { own, new: next.own.id });
         }
         self.trust.replace(&next.material.roots)?;
+        self.clock.not_before(next.own.not_before_ms);
         self.current.store(Arc::new(next));
         Ok(())
     }
@@ -186,7 +191,7 @@ impl Identity {
         client_auth: ClientAuth,
         with_roots: bool,
     ) -> Arc<ServerConfig> {
-        let mut config = ServerConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
+        let mut config = ServerConfig::builder_with_details(crypto_provider(), Arc::new(self.clock.clone()))
             .with_protocol_versions(&[&TLS13])
             .expect("the provider has TLS 1.3 cipher suites")
             .with_client_cert_verifier(Arc::new(self.verifier(who, client_auth)))
@@ -203,7 +208,7 @@ impl Identity {
     #[must_use]
     pub fn client_config(&self, alpn: &[&[u8]], who: PeerPolicy) -> Arc<ClientConfig> {
         let verifier = Arc::new(self.verifier(who, ClientAuth::Required));
-        build_client(alpn, verifier, Some(Arc::new(self.resolver(false))))
+        build_client(alpn, verifier, Some(Arc::new(self.resolver(false))), &self.clock)
     }
 
     /// Who is at the other end, from the chain of a finished handshake (which checked it).
@@ -218,6 +223,12 @@ impl Identity {
         &self.connections
     }
 
+    /// The time by which peers' certificates are judged.
+    #[must_use]
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The roots, which follow rotation.
     #[must_use]
     pub fn trust(&self) -> &TrustStore {
@@ -226,7 +237,7 @@ impl Identity {
 
     fn verifier(&self, policy: PeerPolicy, client_auth: ClientAuth) -> PeerVerifier {
         let (trust, connections) = (self.trust.clone(), self.connections.clone());
-        PeerVerifier { trust, connections, policy, client_auth }
+        PeerVerifier { trust, connections, policy, client_auth, clock: self.clock.clone() }
     }
 
     fn resolver(&self, with_roots: bool) -> OwnCertificate {
@@ -238,7 +249,7 @@ impl Identity {
 /// (from the token), and whose certificate is a control node's. Shows no certificate.
 #[must_use]
 pub fn join_client_config(ca_fingerprint: [u8; 32], alpn: &[&[u8]]) -> Arc<ClientConfig> {
-    build_client(alpn, Arc::new(PinnedVerifier { ca_fingerprint }), None)
+    build_client(alpn, Arc::new(PinnedVerifier { ca_fingerprint }), None, &Clock::default())
 }
 
 /// For a node whose certificate has expired: trusts the roots that it kept, shows no certificate.
@@ -248,16 +259,18 @@ pub fn anonymous_client_config(trust: TrustStore, alpn: &[&[u8]], who: PeerPolic
         connections: LiveConnections::default(),
         policy: who,
         client_auth: ClientAuth::Required,
+        clock: Clock::default(),
     };
-    build_client(alpn, Arc::new(verifier), None)
+    build_client(alpn, Arc::new(verifier), None, &Clock::default())
 }
 
 fn build_client(
     alpn: &[&[u8]],
     verifier: Arc<dyn ServerCertVerifier>,
     own: Option<Arc<OwnCertificate>>,
+    clock: &Clock,
 ) -> Arc<ClientConfig> {
-    let builder = ClientConfig::builder_with_details(crypto_provider(), Arc::new(DefaultTimeProvider))
+    let builder = ClientConfig::builder_with_details(crypto_provider(), Arc::new(clock.clone()))
         .with_protocol_versions(&[&TLS13])
         .expect("the provider has TLS 1.3 cipher suites")
         .dangerous()

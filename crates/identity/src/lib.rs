@@ -14,6 +14,7 @@
 //! deny-list were checked, at *every* handshake: there is no TLS resumption on the mesh.
 
 pub mod certificate;
+mod clock;
 pub mod connections;
 mod cut;
 pub mod extension;
@@ -30,6 +31,7 @@ mod handshake_tests;
 mod testing;
 
 pub use certificate::{CertificateFault, PeerIdentity};
+pub use clock::Clock;
 pub use connections::{ConnectionGuard, Denied, LiveConnections};
 pub use cut::CutStream;
 pub use extension::{ATOLL_EXTENSION, AtollExtension, ExtensionError, RECORD_SIGNING};

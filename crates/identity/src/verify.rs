@@ -1,6 +1,7 @@
 //! Our own certificate verifiers for rustls, and the policies that they apply.
 
 use crate::certificate::{CertificateFault, PeerIdentity};
+use crate::clock::Clock;
 use crate::connections::LiveConnections;
 use crate::identity::{ClientAuth, crypto_provider};
 use crate::spiffe::{SpiffeId, SpiffeKind};
@@ -127,6 +128,8 @@ pub(crate) struct PeerVerifier {
     pub(crate) policy: PeerPolicy,
     /// For the server side.
     pub(crate) client_auth: ClientAuth,
+    /// Told of certificates that are out of their time.
+    pub(crate) clock: Clock,
 }
 
 impl PeerVerifier {
@@ -137,7 +140,12 @@ impl PeerVerifier {
         now: UnixTime,
         tls_use: TlsUse,
     ) -> Result<(), PeerRefusal> {
-        let peer = self.trust.verify_tls(leaf, intermediates, now, tls_use)?;
+        let peer = self.trust.verify_tls(leaf, intermediates, now, tls_use).inspect_err(|fault| {
+            use webpki::Error::{CertExpired, CertNotValidYet};
+            if matches!(fault, TrustError::Chain(CertExpired { .. } | CertNotValidYet { .. })) {
+                self.clock.out_of_time(leaf);
+            }
+        })?;
         if self.connections.denies(&peer) {
             return Err(PeerRefusal::Denied(peer.id));
         }

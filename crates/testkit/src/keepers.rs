@@ -6,7 +6,7 @@ use crate::{Platform, curl::Curl, processes, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -51,6 +51,18 @@ impl OwnNode {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Kills it, and runs it again with another environment.
+    ///
+    /// # Panics
+    /// When it can't be started.
+    pub fn again(&mut self, platform: &Platform, environment: &[(&str, &str)]) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+        // What it says from now on.
+        fs::write(&self.log, "").unwrap();
+        self.child = spawn_node(platform, &self.held, &self.log, environment);
     }
 
     /// Whether it still runs.
@@ -153,7 +165,7 @@ impl Platform {
     pub fn hold_down(&self, name: &str, signal: Signal) -> HeldDown {
         let node = self.node_named(name);
         let config = self.config_of(name);
-        let aside = config.with_extension("aside");
+        let aside = aside(&config);
         fs::rename(&config, &aside).unwrap();
         processes::signal(node.pid, signal);
         wait_until(&format!("{name} has ended"), NODE_WAIT, || !processes::is_alive(node.pid));
@@ -169,11 +181,7 @@ impl Platform {
     pub fn run_in_place_of(&self, name: &str, environment: &[(&str, &str)]) -> OwnNode {
         let held = self.hold_down(name, Signal::KILL);
         let log = self.scratch("own-nodes").join(format!("{name}.log"));
-        let output = fs::File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = self.anonymous().command();
-        command.arg("node").arg("--config").arg(&held.aside).envs(environment.iter().copied());
-        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        OwnNode { child: command.spawn().unwrap(), log, held }
+        OwnNode { child: spawn_node(self, &held, &log, environment), log, held }
     }
 
     /// A value from a node's `/metrics`: the sum over all labels. 0 where it is not there.
@@ -209,8 +217,10 @@ impl Platform {
     /// # Panics
     /// When that takes longer than a minute.
     pub fn wait_until_whole(&self, app: &str, regions: &[(&str, usize)]) {
-        wait_until("every node runs", NODE_WAIT, || {
-            self.nodes().iter().all(|node| node.pid != 0 && processes::is_alive(node.pid))
+        let is_held = |node: &Node| aside(&self.config_of(&node.name)).exists();
+        wait_until("every node runs that is not held down", NODE_WAIT, || {
+            let runs = |node: &Node| node.pid != 0 && processes::is_alive(node.pid);
+            self.nodes().iter().all(|node| runs(node) || is_held(node))
         });
         for (region, count) in regions {
             wait_until(&format!("{count} instances are healthy in {region}"), NODE_WAIT, || {
@@ -237,6 +247,19 @@ impl Platform {
         let is_healthy = |instance: &&Value| instance["region"] == region && instance["state"] == "healthy";
         Some(listed.as_array().unwrap().iter().filter(is_healthy).count())
     }
+}
+
+/// Where a node's configuration is while it is held down.
+fn aside(config: &Path) -> PathBuf {
+    config.with_extension("aside")
+}
+
+fn spawn_node(platform: &Platform, held: &HeldDown, log: &Path, environment: &[(&str, &str)]) -> Child {
+    let output = fs::File::options().create(true).append(true).open(log).unwrap();
+    let mut command = platform.anonymous().command();
+    command.arg("node").arg("--config").arg(&held.aside).envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+    command.spawn().unwrap()
 }
 
 /// An instance's id, as the API lists it.

@@ -73,6 +73,7 @@ impl RogueNode {
                 name: self.name.to_string(),
                 address: endpoint.local_addr()?.to_string(),
                 generation: 1,
+                ..Member::default()
             }),
             ..Exchange::default()
         };

@@ -156,7 +156,12 @@ impl Bench {
             base_environment: base_environment(),
             sidecar_command: vec![python(), "-c".to_owned(), SIDECAR.to_owned()],
             sidecars: Arc::clone(&sidecars),
-            workloads: Workloads::new(folder, self.issue(), metrics.clone()),
+            workloads: Workloads::new(
+                folder,
+                self.issue(),
+                metrics.clone(),
+                atoll_identity::Clock::default(),
+            ),
             ports: Ports::default(),
             janitor: Janitor::start(metrics.clone()).unwrap(),
             reporter: self.reporter(),
