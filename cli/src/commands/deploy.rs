@@ -56,8 +56,11 @@ async fn again(revision: &str, args: &DeployArgs, global: &Global) -> Outcome {
     let body = json!({ "service": service, "revision": number });
     let answer =
         api.change(Method::POST, &path, Some(&body)).await.map_err(|failure| busy_fix(failure, app))?;
+    let revisions = api.list(&format!("/v1/revisions?app={}", encode(app))).await?;
     for (service, id) in answer["revisions"].as_object().into_iter().flatten() {
-        out::note(&format!("{}/{}  goes to {}", out::harmless(app), out::harmless(service), out::cell(id)));
+        let number = revisions.iter().find(|row| row["id"] == *id).map_or(id, |row| &row["number"]);
+        let (app, service) = (out::harmless(app), out::harmless(service));
+        out::note(&format!("{app}/{service}  goes to revision {}", out::cell(number)));
     }
     wait_to_the_end(&api, answer, app, (args.no_wait, "deployed"), global).await
 }
@@ -198,11 +201,11 @@ pub(super) fn read_manifest(file: &Path) -> Outcome<Manifest> {
     let faults: Vec<ManifestError> = manifest
         .services
         .iter()
+        // Those that bring their files along are looked at when these are packed.
+        .filter(|(name, _)| !manifest.files.contains_key(*name))
         .filter_map(|(name, spec)| Some(manifest.run_error(name, program_fault(spec)?)))
         .collect();
     if faults.is_empty() { Ok(manifest) } else { Err(invalid(&faults)) }
-        // Those that bring their files along are looked at when these are packed.
-        .filter(|(name, _)| !manifest.files.contains_key(*name))
 }
 
 fn invalid(errors: &[ManifestError]) -> Failure {
@@ -244,10 +247,10 @@ fn place_of(manifest: &Manifest, field: &str, message: &str) -> Option<ManifestE
     };
     match (what, parts.next()) {
         ("regions", Some(region)) => Some(manifest.region_error(&RegionName::new(region).ok()?, message)),
+        ("bundle", _) => Some(manifest.files_error(&ServiceName::new(service).ok()?, message)),
         ("run", _) => Some(manifest.run_error(&ServiceName::new(service).ok()?, message)),
         _ => None,
     }
-        ("bundle", _) => Some(manifest.files_error(&ServiceName::new(service).ok()?, message)),
 }
 
 #[cfg(test)]

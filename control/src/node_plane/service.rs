@@ -44,6 +44,7 @@ pub struct NodePlaneService {
     regions: Arc<[RegionName]>,
     challenges: Challenges,
     rate: RateLimit,
+    sending: Sending,
     metrics: NodePlaneMetrics,
 }
 
@@ -55,8 +56,8 @@ impl NodePlaneService {
         certificates: Certificates,
         attached: Attached,
         regions: Arc<[RegionName]>,
-        metrics: NodePlaneMetrics,
         bundles: Bundles,
+        metrics: NodePlaneMetrics,
     ) -> std::io::Result<Self> {
         Ok(Self {
             store,
@@ -68,8 +69,8 @@ impl NodePlaneService {
             regions,
             challenges: Challenges::new()?,
             rate: RateLimit::new(JOIN_BURST, JOINS_PER_SECOND),
-            metrics,
             sending: Sending::new(bundles),
+            metrics,
         })
     }
 
@@ -303,7 +304,6 @@ impl NodePlane for NodePlaneService {
         Ok(Response::new(FetchCertificatesReply { certificates }))
     }
 
-    type AttachStream = ReceiverStream<Result<ControlMessage, Status>>;
     type FetchBundleStream = ReceiverStream<Result<BundlePiece, Status>>;
 
     async fn fetch_bundle(
@@ -324,6 +324,7 @@ impl NodePlane for NodePlaneService {
         Ok(Response::new(ReceiverStream::new(pieces)))
     }
 
+    type AttachStream = ReceiverStream<Result<ControlMessage, Status>>;
 
     async fn attach(
         &self,

@@ -27,7 +27,7 @@ use section::Section;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 /// Longest manifest, in bytes.
@@ -60,9 +60,9 @@ pub struct Manifest {
     pub files: BTreeMap<ServiceName, Vec<FilePattern>>,
     /// The file's name, as errors give it.
     pub file: String,
-    file_positions: BTreeMap<ServiceName, Position>,
     /// The file's folder, absolute.
     pub folder: PathBuf,
+    file_positions: BTreeMap<ServiceName, Position>,
     region_positions: BTreeMap<RegionName, (String, Position)>,
     run_positions: BTreeMap<ServiceName, Position>,
 }
@@ -183,8 +183,8 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
         services,
         files,
         file: problems.file().to_owned(),
-        file_positions,
         folder: base_dir.to_owned(),
+        file_positions,
         region_positions,
         run_positions,
     })
