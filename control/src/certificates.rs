@@ -164,6 +164,23 @@ pub async fn renew_due(store: &Store, certificates: &Certificates) -> Result<usi
     Ok(count)
 }
 
+/// A certificate that its owner brought is worth a warning this long before it runs out.
+pub const EXPIRING_MS: u64 = 21 * 24 * 3_600 * 1_000;
+
+/// Logs the domains whose certificates run out soon, or have, and that only their owners can renew.
+pub fn warn_of_expiry(store: &Store, now_ms: u64) {
+    let own = store.list::<Domain>("").into_iter().filter(|domain| domain.own);
+    for domain in own.filter(|domain| domain.not_after_ms.saturating_sub(now_ms) < EXPIRING_MS) {
+        tracing::warn!(
+            domain = domain.domain,
+            org = %domain.org,
+            app = %domain.cluster.app,
+            days_left = domain.not_after_ms.saturating_sub(now_ms) / (24 * 3_600 * 1_000),
+            "an own domain's certificate runs out: its owner has to bring a new one"
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

@@ -4,7 +4,7 @@ use crate::api::{self, Api, Parts, ServerTls};
 use crate::apps::{Context, records};
 use crate::attach::Attached;
 use crate::bundles::Bundles;
-use crate::certificates::{Certificates, renew_due};
+use crate::certificates::{Certificates, renew_due, warn_of_expiry};
 use crate::config::Config;
 use crate::metrics::{ControlMetrics, NodePlaneMetrics};
 use crate::node_plane::{self, NodePlaneService};
@@ -34,6 +34,8 @@ use tokio::sync::watch;
 
 /// Between two sweeps of what has run out in the store.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// Between two warnings of certificates that run out and that only their owners can renew.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3_600);
 /// Ended deploys of apps that are gone, and used or expired join tokens, are kept this long.
 const REMAINS_KEPT_MS: u64 = 24 * 3_600 * 1_000;
 /// How long the parts may take to end.
@@ -267,9 +269,11 @@ async fn upkeep(store: Store, certificates: Certificates, config: Arc<Config>, d
     let check = Duration::from_millis(config.timing.certificate_check_ms.max(100));
     let mut certificate_check = tokio::time::interval(check);
     let mut sweep_check = tokio::time::interval(SWEEP_EVERY);
+    let mut expiry_check = tokio::time::interval(WARN_EVERY);
     loop {
         tokio::select! {
             () = drain.draining() => return,
+            _ = expiry_check.tick() => warn_of_expiry(&store, unix_ms()),
             _ = certificate_check.tick() => {
                 if let Err(error) = renew_due(&store, &certificates).await {
                     tracing::error!(%error, "public certificates could not be renewed");

@@ -142,10 +142,12 @@ fn progress(node: &Value) -> String {
 fn conclude(drain: &Value) {
     for node in drain["nodes"].as_array().into_iter().flatten() {
         let name = out::cell(&node["name"]);
-        for line in consequences(node) {
+        let lines = consequences(node);
+        for line in &lines {
             out::note(&format!("{name}  {line}"));
         }
-        out::note(&format!("{name}  can be stopped"));
+        let price = lines.iter().any(|line| line.starts_with("WARNING"));
+        out::note(&format!("{name}  can be stopped{}", if price { ", at that price" } else { "" }));
     }
 }
 
@@ -159,8 +161,11 @@ fn consequences(node: &Value) -> Vec<String> {
     let count = stay().count();
     if count > 0 {
         let region = out::cell(&node["region"]);
-        let what = if count == 1 { "1 instance stays".to_owned() } else { format!("{count} instances stay") };
-        lines.push(format!("{what}: region {region} has no other host that could take them"));
+        let what = match count {
+            1 => "1 instance stays".to_owned(),
+            _ => format!("{count} instances stay"),
+        };
+        lines.push(format!("{what}: region {region} has no other host"));
     }
     let mut alone: Vec<&str> = stay()
         .filter(|stays| stays["elsewhere"] != true)

@@ -6,11 +6,13 @@ use super::layout::{Layout, ZONE};
 use crate::api::Api;
 use crate::commands::watch;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::out;
 use atoll_model::manifest::CompiledApp;
 use atoll_model::{AppName, Check, CheckKind, Protocol, RegionName, Scale, ServiceName, ServiceSpec};
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -27,9 +29,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What the probe's instances answer.
 const ANSWER: &str = "atoll probe";
 
-/// Returns once every edge got an answer from every region.
+/// Returns once every edge got an answer from every region, but for those whose hosts an operator has drained.
 pub async fn pass_all_hops(api: &Api, layout: &Layout, program: &Path, data: &Path) -> Outcome {
-    let regions: Vec<RegionName> = layout.edges().map(|(region, _)| region.clone()).collect();
+    let nodes = api.list("/v1/nodes").await?;
+    let takes_instances = |region: &RegionName| {
+        let hosts = nodes.iter().filter(|node| node["region"] == region.as_str());
+        let is_host = |node: &Value| node["roles"].as_array().is_some_and(|r| r.iter().any(|r| r == "host"));
+        hosts.filter(|node| is_host(node)).any(|node| node["drained"].is_null())
+    };
+    let regions: Vec<RegionName> =
+        layout.edges().map(|(region, _)| region.clone()).filter(takes_instances).collect();
+    if regions.is_empty() {
+        out::note(
+            "every host is drained; nothing is sent through them (`atoll drain` shows what is drained)",
+        );
+        return Ok(());
+    }
     let app = app(&regions, program, data)?;
     watch::deploy_quietly(api, &app).await?;
     let until = Instant::now() + WAIT;

@@ -6,6 +6,7 @@ use super::pages::Part;
 use super::{Api, Problem};
 use crate::apps::Caller;
 use crate::apps::domains::{self, DomainRefusal};
+use crate::certificates::EXPIRING_MS;
 use crate::certificates::upload::{DomainFault, check, own_domain};
 use crate::reconciler::progress::EdgeStatus;
 use crate::store::Page;
@@ -21,8 +22,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// An own certificate that runs out sooner than this is worth a warning.
-pub(crate) const EXPIRING_MS: u64 = 21 * 24 * 3_600 * 1_000;
 /// Longest wait for one edge's answer.
 const EDGE_ANSWER: Duration = Duration::from_secs(2);
 
