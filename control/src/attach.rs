@@ -181,8 +181,18 @@ impl Attached {
         version: u64,
         within: Duration,
     ) -> Result<(), AskError> {
-        let question = Ask::CanServe(CanServe { domain: domain.to_owned(), version });
-        let mut answers = self.ask(edge, question)?;
+        let question = CanServe { domain: domain.to_owned(), version, placed_nowhere: false };
+        self.ask_whether_it_serves(edge, question, within).await
+    }
+
+    /// The same, of a service that may have no instances.
+    pub async fn ask_whether_it_serves(
+        &self,
+        edge: &NodeName,
+        question: CanServe,
+        within: Duration,
+    ) -> Result<(), AskError> {
+        let mut answers = self.ask(edge, Ask::CanServe(question))?;
         match tokio::time::timeout(within, answers.next()).await {
             Err(_elapsed) => Err(AskError::Timeout),
             Ok(None) => Err(AskError::Gone),

@@ -37,10 +37,11 @@ impl Serving {
     }
 
     /// Whether a domain is served now, from desired state of at least `version` (the store's revision).
+    /// `placed_nowhere`: no instance of it is to run, so that none has to be reached.
     ///
     /// # Errors
     /// What is missing, in one sentence.
-    pub fn can_serve(&self, domain: &str, version: u64) -> Result<(), String> {
+    pub fn can_serve(&self, domain: &str, version: u64, placed_nowhere: bool) -> Result<(), String> {
         let shared = &self.shared;
         let snapshot = shared.views.load();
         if snapshot.desired.1 < version {
@@ -57,7 +58,9 @@ impl Serving {
             let Some(cluster) = snapshot.clusters.get(name) else {
                 return Err(format!("the cluster `{name}` is not known yet"));
             };
-            self.reaches(name, &cluster.regions)?;
+            if !placed_nowhere {
+                self.reaches(name, &cluster.regions)?;
+            }
         }
         Ok(())
     }

@@ -201,7 +201,7 @@ fn answers(
     }));
     if let Some(serving) = serving.cloned() {
         answers.serves =
-            Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version)));
+            Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version, question.placed_nowhere)));
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {

@@ -17,6 +17,7 @@ use crate::world::World;
 use atoll_model::{InstanceId, NodeName, ObjectId, OrgName, Role};
 use atoll_process::Drain;
 use atoll_process::clock::unix_ms;
+use atoll_wire::node::CanServe;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ const STORE_RETRY: Duration = Duration::from_millis(500);
 const EDGE_ANSWER: Duration = Duration::from_secs(2);
 /// Between two questions to an edge that does not serve yet.
 const EDGE_RETRY: Duration = Duration::from_millis(150);
+/// Deploys of which edges are asked at a time: an edge answers 32 questions at once.
+const ASKING_MAX: usize = 24;
 /// Answers of edges that wait for the loop.
 const EDGE_ANSWERS_MAX: usize = 64;
 
@@ -174,7 +177,7 @@ impl Reconciler {
                 Verdict::Settled => Some(Step::Promote(deploy.org.clone(), deploy.id.clone())),
                 Verdict::Underway => None,
             },
-            DeployState::Serving => self.serving(deploy, situation, edges),
+            DeployState::Serving => self.serving(deploy, wishes, situation, edges),
             DeployState::Done | DeployState::RolledBack | DeployState::Failed => None,
         };
         wishes.deploys.values().filter_map(of).collect()
@@ -184,10 +187,11 @@ impl Reconciler {
     fn serving(
         &self,
         deploy: &Deploy,
+        wishes: &Wishes,
         situation: &Situation<'_>,
         edges: &mut Edges,
     ) -> Option<Step> {
-        let domains = self.domains_of(deploy);
+        let domains = self.questions(deploy, wishes);
         let alive: BTreeSet<NodeName> =
             situation.world.alive_with(Role::Edge).map(|(name, _)| name.clone()).collect();
         let said = edges.said.entry(deploy.id.clone()).or_default();
@@ -240,6 +244,17 @@ impl Reconciler {
         let tails = self.store.tails::<Deploy>("");
         let tail = tails.iter().find(|tail| tail.rsplit('/').next() == Some(id.as_str()))?;
         self.store.get(tail)
+    }
+
+    /// What edges are asked of a deploy.
+    fn questions(&self, deploy: &Deploy, wishes: &Wishes) -> Vec<CanServe> {
+        let domains = self.store.filed::<Domain>(&format!("{}/{}/", deploy.org, deploy.app));
+        let question = |domain: Domain| {
+            let target = wishes.services.get(&domain.cluster).and_then(|service| service.target.as_ref());
+            let placed_nowhere = target.is_some_and(|target| target.regions.values().all(|want| *want == 0));
+            CanServe { domain: domain.domain, version: deploy.version, placed_nowhere }
+        };
+        domains.into_iter().map(question).collect()
     }
 
     fn domains_of(&self, deploy: &Deploy) -> Vec<String> {
@@ -325,14 +340,14 @@ impl Edges {
     }
 
     /// Asks once, unless answers are still on their way.
-    fn ask(&mut self, attached: &Attached, deploy: &Deploy, domains: Vec<String>, edges: Vec<NodeName>) {
-        if !self.asking.insert(deploy.id.clone()) {
+    fn ask(&mut self, attached: &Attached, deploy: &Deploy, domains: Vec<CanServe>, edges: Vec<NodeName>) {
+        if self.asking.len() >= ASKING_MAX || !self.asking.insert(deploy.id.clone()) {
             return;
         }
         let (attached, sender) = (attached.clone(), self.sender.clone());
-        let (id, version) = (deploy.id.clone(), deploy.version);
+        let id = deploy.id.clone();
         tokio::spawn(async move {
-            let questions = edges.into_iter().map(|edge| ask_edge(&attached, edge, &domains, version));
+            let questions = edges.into_iter().map(|edge| ask_edge(&attached, edge, &domains));
             let answers: BTreeMap<_, _> =
                 futures_util::future::join_all(questions).await.into_iter().collect();
             if answers.values().any(|answer| !answer.serves) {
@@ -344,15 +359,10 @@ impl Edges {
     }
 }
 
-async fn ask_edge(
-    attached: &Attached,
-    edge: NodeName,
-    domains: &[String],
-    version: u64,
-) -> (NodeName, EdgeStatus) {
+async fn ask_edge(attached: &Attached, edge: NodeName, domains: &[CanServe]) -> (NodeName, EdgeStatus) {
     for domain in domains {
-        if let Err(error) = attached.can_serve(&edge, domain, version, EDGE_ANSWER).await {
-            return (edge, EdgeStatus { serves: false, detail: format!("{domain}: {error}") });
+        if let Err(error) = attached.ask_whether_it_serves(&edge, domain.clone(), EDGE_ANSWER).await {
+            return (edge, EdgeStatus { serves: false, detail: format!("{}: {error}", domain.domain) });
         }
     }
     (edge, EdgeStatus { serves: true, detail: String::new() })

@@ -19,20 +19,20 @@ use world::{DOMAIN, RunningEdge, World, say, start_edge, until};
 /// Waits until the edge serves what control wants now.
 async fn served(edge: &RunningEdge, world: &World) {
     until("ready", async || edge.serving.ready()).await;
-    until("served", async || edge.serving.can_serve(DOMAIN, world.heard_revision())).await;
+    until("served", async || edge.serving.can_serve(DOMAIN, world.heard_revision(), false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_passes_every_hop_and_its_fields_are_ours() {
     let mut world = World::new().await;
     let edge = world.edge("fra1-edge").await;
-    assert!(edge.serving.can_serve(DOMAIN, 1).is_err());
+    assert!(edge.serving.can_serve(DOMAIN, 1, false).is_err());
     let _gateway = world.gateway("fra1-gateway", "fra").await;
     let host = world.join("fra1-host", "fra", Role::Host).await;
     world.deploy(&["fra"]).await;
     let sidecar = world.sidecar(Answer::Echo("i-1"));
     world.place(&host, "fra", "i-1", sidecar).await;
-    until("served", async || edge.serving.can_serve(DOMAIN, 3)).await;
+    until("served", async || edge.serving.can_serve(DOMAIN, 3, false)).await;
 
     let smuggled = "Atoll-Cluster: default/other/web\r\nAtoll-Client-Ip: 6.6.6.6\r\natoll-tries: 9\r\n\
                     atoll-anything: x\r\nx-forwarded-for: 6.6.6.6\r\nx-request-id: mine-1\r\n";
