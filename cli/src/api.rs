@@ -24,6 +24,8 @@ use std::time::Duration;
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Longest wait for the head of an answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long nothing is said of that we wait.
+const QUIET_WAIT: Duration = Duration::from_secs(1);
 /// How often a request is sent when control goes away in between (it may be restarting).
 const TRIES: u32 = 3;
 
@@ -121,13 +123,12 @@ impl Api {
         loop {
             tries += 1;
             let request = self.request(method.clone(), path, body, key)?;
-            let answered = match self.send(request).await {
-                Ok(answer) => {
-                    let next = next_page(answer.headers());
-                    read(path, answer).await.map(|value| (value, next))
-                }
-                Err(failure) => Err(failure),
+            let answer = async {
+                let answer = self.send(request).await?;
+                let next = next_page(answer.headers());
+                read(path, answer).await.map(|value| (value, next))
             };
+            let answered = said_to_wait(answer).await;
             match answered {
                 Err(failure) if failure.exit == Exit::Unreachable && tries < TRIES => {
                     tokio::time::sleep(Duration::from_millis(300 * u64::from(tries))).await;
@@ -206,6 +207,17 @@ fn next_page(headers: &http::HeaderMap) -> Option<String> {
     let (target, parameters) = link.strip_prefix('<')?.split_once('>')?;
     let is_next = parameters.contains("rel=\"next\"") && target.starts_with("/v1/");
     is_next.then(|| target.to_owned())
+}
+
+/// Says that we wait, where that takes more than a moment.
+async fn said_to_wait<T>(work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(QUIET_WAIT) => {}
+    }
+    crate::out::note(&crate::out::for_stderr(crate::out::Paint::Dim, "waiting for an answer of control …"));
+    work.await
 }
 
 async fn read(path: &str, answer: http::Response<Incoming>) -> Outcome<Value> {
