@@ -5,6 +5,7 @@
 //! * [`Atoll`], [`Curl`]: the CLI and curl as child processes, with what they answered.
 //! * [`HeldDown`], [`OwnNode`]: a node that is kept down, or run in another way than `atoll dev` runs it.
 //! * [`Load`]: so many requests a second, each counted, each failure kept with its detail.
+//! * [`Ran`]: what a command came to that [`Platform::run_in`] ran in an instance.
 //! * [`Origin`]: an HTTP server that keeps what it was asked.
 //! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
 //! * [`Disks`]: disks that are full, read-only or slow.
@@ -29,6 +30,7 @@ mod mesh;
 pub mod network;
 mod origin;
 mod platform;
+mod probe;
 pub mod processes;
 pub mod rogue;
 mod wait;
@@ -42,4 +44,5 @@ pub use load::{Load, LoadFailure, LoadReport, LoadTarget, Version};
 pub use mesh::{ForeignCa, MeshAnswer, MeshClient, MeshFailure};
 pub use origin::{Origin, Seen};
 pub use platform::{Edge, Node, Options, Platform};
+pub use probe::{Ran, probe_words, write_probe};
 pub use wait::{wait_for, wait_until};

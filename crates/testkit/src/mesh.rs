@@ -71,6 +71,22 @@ impl MeshClient {
         Self { pem }
     }
 
+    /// Shows the certificate of a service, as a host keeps it (`workloads/ORG_APP_SERVICE.json`).
+    ///
+    /// # Panics
+    /// When it can't be read.
+    #[must_use]
+    pub fn from_workload(file: &Path) -> Self {
+        let text =
+            std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let block = |kind: &str, body: &serde_json::Value| {
+            format!("-----BEGIN {kind}-----\n{}\n-----END {kind}-----\n", body.as_str().unwrap())
+        };
+        let chain = kept["chain"].as_array().unwrap().iter().map(|der| block("CERTIFICATE", der));
+        Self { pem: chain.chain([block("PRIVATE KEY", &kept["key"])]).collect() }
+    }
+
     fn tls(&self) -> ClientConfig {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(self.pem.as_bytes()).map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_slice(self.pem.as_bytes()).unwrap();
