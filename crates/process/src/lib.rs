@@ -9,6 +9,7 @@ pub mod drain;
 pub mod files;
 pub mod logging;
 pub mod metrics;
+pub mod service;
 pub mod signals;
 pub mod tasks;
 pub mod usage;
