@@ -114,7 +114,7 @@ pub fn check(
         .iter()
         .enumerate()
         .map(|(i, der)| match X509Certificate::from_der(der) {
-            Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+            Ok(([], certificate)) => Ok(certificate),
             _ => Err(UploadFault::Unreadable(i + 1)),
         })
         .collect::<Result<Vec<_>, _>>()?;

@@ -1,6 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use crate::store::StoreError;
 use crate::store::objects::{Node, Placement};
 use crate::testing::{Platform, healthy, shop};
 use atoll_model::{Kind, OrgName, Role, Roles};
@@ -26,11 +25,7 @@ async fn with_nodes() -> Platform {
         node("fra1-edge", "fra", Role::Edge),
         node("was1-host", "was", Role::Host),
     ];
-    platform
-        .store
-        .change(move |change| nodes.iter().try_for_each(|node| change.put(node)).map_err(StoreError::from))
-        .await
-        .unwrap();
+    platform.store.change(move |change| nodes.iter().try_for_each(|node| change.put(node))).await.unwrap();
     platform
 }
 
