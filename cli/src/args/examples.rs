@@ -36,8 +36,9 @@ Examples:
   atoll deploy --revision 3 shop/web       revision 3 of one service again (`atoll revisions shop`)
   atoll deploy --revision previous shop    every service's revision before this one
 
-Ctrl-C leaves the deploy to go on by itself. Exit codes: 2 the manifest is wrong, 3 it failed and what
-ran before still runs, 4 it failed and what ran before does not run whole, 5 not done in time.";
+What a service lists under `files` is uploaded first, as far as the platform has not got it. Ctrl-C
+leaves the deploy to go on by itself. Exit codes: 2 the manifest is wrong, 3 it failed and what ran before
+still runs, 4 it failed and what ran before does not run whole, 5 not done in time.";
 
 pub(super) const DELETE: &str = "\
 Example:
