@@ -121,6 +121,8 @@ struct Seen {
     positions: BTreeMap<String, u64>,
     /// The latest time of a line.
     at_ms: u64,
+    /// Lines up to this time may come again.
+    again_until_ms: u64,
     lines: u64,
     /// How often an instance could not be read.
     errors: u64,
@@ -180,8 +182,9 @@ async fn follow(api: &Api, asked: &Asked, view: View) -> Outcome {
         pause = (pause * 2).min(PAUSE_MAX);
         if seen.at_ms > 0 {
             let away = atoll_process::clock::unix_ms().saturating_sub(seen.at_ms);
-            let from = seen.at_ms.saturating_sub(OVERLAP_MS + away / 128);
-            asked.since_ms = asked.since_ms.max(from);
+            let overlap_ms = OVERLAP_MS + away / 128;
+            asked.since_ms = asked.since_ms.max(seen.at_ms.saturating_sub(overlap_ms));
+            seen.again_until_ms = seen.at_ms + overlap_ms;
             asked.tail = TAIL_MAX;
         }
     }
@@ -223,8 +226,8 @@ impl Seen {
         let instance = fields["instance"].as_str().unwrap_or_default();
         let (position, at_ms) = (fields["position"].as_u64(), fields["at_ms"].as_u64().unwrap_or(0));
         if let (Some(position), Some(last)) = (position, self.positions.get(instance)) {
-            // Positions only begin anew where a host lost its index; then times tell.
-            if position <= *last && at_ms <= self.at_ms {
+            // Positions only begin anew where a host lost its index; then times tell. They may have become later.
+            if position <= *last && at_ms <= self.again_until_ms {
                 return false;
             }
         }
@@ -324,8 +327,9 @@ mod tests {
         assert!(seen.is_new(&line("a", 10, 1_000)));
         assert!(seen.is_new(&line("b", 10, 1_000)));
         assert!(seen.is_new(&line("a", 20, 2_000)));
+        seen.again_until_ms = 4_000;
         assert!(!seen.is_new(&line("a", 10, 1_000)));
-        assert!(!seen.is_new(&line("a", 20, 2_000)));
-        assert!(seen.is_new(&line("a", 5, 3_000)), "the host began to count anew");
+        assert!(!seen.is_new(&line("a", 20, 2_250)), "its time was noted late");
+        assert!(seen.is_new(&line("a", 5, 5_000)), "the host began to count anew");
     }
 }
