@@ -141,8 +141,7 @@ pub fn is_due(domain: &Domain, now_ms: u64) -> bool {
 /// Replaces every certificate that is due; returns how many.
 pub async fn renew_due(store: &Store, certificates: &Certificates) -> Result<usize, StoreError> {
     let now_ms = unix_ms();
-    let due: Vec<Domain> =
-        store.list::<Domain>("").into_iter().filter(|domain| is_due(domain, now_ms)).collect();
+    let due: Vec<Domain> = store.select(move |domain: &Domain| is_due(domain, now_ms)).await;
     let count = due.len();
     for domain in due {
         let certificates = certificates.clone();
@@ -168,9 +167,9 @@ pub async fn renew_due(store: &Store, certificates: &Certificates) -> Result<usi
 pub const EXPIRING_MS: u64 = 21 * 24 * 3_600 * 1_000;
 
 /// Logs the domains whose certificates run out soon, or have, and that only their owners can renew.
-pub fn warn_of_expiry(store: &Store, now_ms: u64) {
-    let own = store.list::<Domain>("").into_iter().filter(|domain| domain.own);
-    for domain in own.filter(|domain| domain.not_after_ms.saturating_sub(now_ms) < EXPIRING_MS) {
+pub async fn warn_of_expiry(store: &Store, now_ms: u64) {
+    let ends = move |domain: &Domain| domain.own && domain.not_after_ms.saturating_sub(now_ms) < EXPIRING_MS;
+    for domain in store.select(ends).await {
         tracing::warn!(
             domain = domain.domain,
             org = %domain.org,

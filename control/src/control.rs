@@ -14,7 +14,7 @@ use crate::reconciler::Reconciler;
 use crate::reconciler::progress::Progresses;
 use crate::store::objects::{App, Deploy, JoinToken, Node};
 use crate::store::seal::Sealer;
-use crate::store::{Change, DesiredFeed, Store, StoreError};
+use crate::store::{DesiredFeed, Store, StoreError};
 use crate::world::World;
 use atoll_gossip::Gossip;
 use atoll_identity::{Identity, TrustDomain};
@@ -273,16 +273,14 @@ async fn upkeep(store: Store, certificates: Certificates, config: Arc<Config>, d
     loop {
         tokio::select! {
             () = drain.draining() => return,
-            _ = expiry_check.tick() => warn_of_expiry(&store, unix_ms()),
+            _ = expiry_check.tick() => warn_of_expiry(&store, unix_ms()).await,
             _ = certificate_check.tick() => {
                 if let Err(error) = renew_due(&store, &certificates).await {
                     tracing::error!(%error, "public certificates could not be renewed");
                 }
             }
             _ = sweep_check.tick() => {
-                let now_ms = unix_ms();
-                let swept = store.change(move |change| sweep(change, now_ms));
-                if let Err(error) = swept.await {
+                if let Err(error) = sweep(&store, unix_ms()).await {
                     tracing::warn!(%error, "the store could not be swept");
                 }
             }
@@ -306,23 +304,28 @@ async fn sweep_bundles(bundles: Bundles, store: Store, drain: Drain) {
     }
 }
 
-fn sweep(change: &mut Change<'_>, now_ms: u64) -> Result<(), StoreError> {
-    api::sweep(change, now_ms)?;
-    let old = |ended_ms: u64| now_ms.saturating_sub(ended_ms) > REMAINS_KEPT_MS;
-    for token in change.list::<JoinToken>("") {
-        let ended_ms = token.record.used_by.as_ref().map_or(token.record.expires_ms, |used| used.at_ms);
-        if old(ended_ms) {
-            change.remove::<JoinToken>(&format!("{}/{}", token.org, token.record.id));
+/// Looks for what has run out outside the change, which holds up all others.
+async fn sweep(store: &Store, now_ms: u64) -> Result<(), StoreError> {
+    let old = move |ended_ms: u64| now_ms.saturating_sub(ended_ms) > REMAINS_KEPT_MS;
+    let ended = move |deploy: &Deploy| deploy.state.is_final() && old(deploy.state_ms);
+    let deploys = store.select(ended).await;
+    let swept = store.change(move |change| {
+        api::sweep(change, now_ms)?;
+        for token in change.list::<JoinToken>("") {
+            let ended_ms = token.record.used_by.as_ref().map_or(token.record.expires_ms, |used| used.at_ms);
+            if old(ended_ms) {
+                change.remove::<JoinToken>(&format!("{}/{}", token.org, token.record.id));
+            }
         }
-    }
-    for deploy in change.list::<Deploy>("") {
-        let app = change.get::<App>(&format!("{}/{}", deploy.org, deploy.app));
-        let is_kept = app.is_some_and(|app| app.deploy == deploy.id || app.past.contains(&deploy.id));
-        if !is_kept && deploy.state.is_final() && old(deploy.state_ms) {
-            change.remove::<Deploy>(&format!("{}/{}", deploy.org, deploy.id));
+        for deploy in deploys {
+            let app = change.get::<App>(&format!("{}/{}", deploy.org, deploy.app));
+            if !app.is_some_and(|app| app.deploy == deploy.id || app.past.contains(&deploy.id)) {
+                change.remove::<Deploy>(&format!("{}/{}", deploy.org, deploy.id));
+            }
         }
-    }
-    Ok(())
+        Ok::<_, StoreError>(())
+    });
+    swept.await.map(|_| ())
 }
 
 async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {

@@ -33,6 +33,9 @@ const QUEUE_MAX: usize = 256;
 /// Batches of desired records that wait for the publisher; when they don't fit, it compares all.
 const PUBLISH_QUEUE_MAX: usize = 1024;
 
+/// Objects that a look at all of them reads at a time.
+const SELECT_PAGE: usize = 1_000;
+
 /// A stored type and where its objects are.
 pub trait Stored: Serialize + DeserializeOwned {
     /// First part of every key.
@@ -209,6 +212,29 @@ impl Store {
         };
         // Read outside the lock, which changes wait for.
         Page { items: values.iter().filter_map(|bytes| decode(bytes)).collect(), next }
+    }
+
+    /// The objects of a kind that `wanted` picks. It looks at all of them, off the runtime and some at a time.
+    pub async fn select<T: Stored + Send + 'static>(
+        &self,
+        wanted: impl Fn(&T) -> bool + Send + 'static,
+    ) -> Vec<T> {
+        let store = self.clone();
+        let look = move || {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = store.page::<T>("", after.as_deref(), SELECT_PAGE);
+                found.extend(page.items.into_iter().filter(&wanted));
+                after = page.next;
+                if after.is_none() {
+                    return found;
+                }
+            }
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(found) => found,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
     }
 
     /// The tails of the keys of a kind's objects that start with `prefix`.
