@@ -7,9 +7,10 @@ use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::region::{forward, seen};
 use atoll_proxy::{Outgoing, Tries, region, regions};
 use atoll_routing::endpoint::State;
-use atoll_routing::placed::Endpoints;
-use atoll_routing::retry::Retry;
+use atoll_routing::placed::{Endpoint, Endpoints};
+use atoll_routing::retry::{MethodClass, Retry, TRIES_MAX};
 use std::fmt;
+use std::sync::Arc;
 
 /// Who answered.
 #[derive(Debug)]
@@ -20,7 +21,20 @@ pub(crate) enum Answered {
     Far(regions::Answered),
 }
 
-/// What is asked, in order.
+/// Who is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    /// This region's instances, the healthy ones first.
+    Near,
+    /// Those of them that are healthy, and that we can connect to.
+    Healthy,
+    /// The others of them, rather than nobody.
+    Poor,
+    /// Other regions.
+    Far,
+}
+
+/// In which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// This region, and nothing else.
@@ -29,6 +43,17 @@ pub(crate) enum Order {
     NearFirst,
     /// Others, then this region.
     FarFirst,
+}
+
+impl Order {
+    const fn legs(self, best: Option<State>) -> &'static [Leg] {
+        match (self, best) {
+            (Self::NearOnly, _) => &[Leg::Near],
+            (Self::NearFirst, Some(State::Healthy)) => &[Leg::Healthy, Leg::Far, Leg::Poor],
+            (Self::NearFirst, _) => &[Leg::Poor, Leg::Far],
+            (Self::FarFirst, _) => &[Leg::Far, Leg::Poor],
+        }
+    }
 }
 
 impl fmt::Display for Order {
@@ -52,6 +77,23 @@ pub(crate) fn order(from_gateway: bool, best: Option<State>, far_healthy: impl F
     }
 }
 
+/// The endpoints that a leg may ask.
+fn part(leg: Leg, endpoints: Arc<Endpoints>, is_ejected: impl Fn(&str) -> bool) -> Arc<Endpoints> {
+    let fits = |endpoint: &&Endpoint| {
+        let healthy = seen(endpoint.state, is_ejected(&endpoint.key)) == State::Healthy;
+        match leg {
+            Leg::Healthy => healthy,
+            Leg::Poor => !healthy,
+            Leg::Near | Leg::Far => true,
+        }
+    };
+    if endpoints.all.iter().all(|endpoint| fits(&endpoint)) {
+        return endpoints;
+    }
+    let all = endpoints.all.iter().filter(fits).cloned().collect();
+    Arc::new(Endpoints { all, expected: endpoints.expected })
+}
+
 /// The best state that an instance of this region is in; none when none runs.
 pub(crate) fn best_of(endpoints: Option<&Endpoints>, is_ejected: impl Fn(&str) -> bool) -> Option<State> {
     let states = endpoints?.all.iter().map(|endpoint| seen(endpoint.state, is_ejected(&endpoint.key)));
@@ -71,24 +113,28 @@ pub(crate) async fn forward_call(
     let endpoints = || shared.views.load().endpoints.get(name).cloned();
     let said = || shared.views.load().summaries.of(name).cloned();
     let best = best_of(endpoints().as_deref(), |key| shared.reach.is_ejected(key));
+    // A sidecar that has spent tries has asked this region's healthy instances itself.
+    let asked = !from_gateway && tries.left() < TRIES_MAX;
+    let best = best.filter(|best| !(asked && *best == State::Healthy));
     let far_healthy =
         || worker.regions.any_healthy(said().as_deref().unwrap_or_default(), &cluster.regions, name);
-    let legs: &[bool] = match order(from_gateway, best, far_healthy) {
-        Order::NearOnly => &[true],
-        Order::NearFirst => &[true, false],
-        Order::FarFirst => &[false, true],
-    };
     let mut failed: Option<InternalAnswer> = None;
     let mut sent = false;
-    for near in legs {
-        let made = if *near {
-            match forward(&worker.sidecars, endpoints, outgoing, tries).await {
-                Ok(answered) => return Ok(Answered::Near(answered)),
+    for leg in order(from_gateway, best, far_healthy).legs(best) {
+        // An instance that was asked as healthy may be among the poor by now.
+        let might_repeat = *leg == Leg::Poor && sent && outgoing.method != MethodClass::Safe;
+        if tries.left() == 0 || might_repeat {
+            break;
+        }
+        let made = if *leg == Leg::Far {
+            match worker.regions.forward(said, &cluster.regions, outgoing, tries).await {
+                Ok(answered) => return Ok(Answered::Far(answered)),
                 Err(made) => made,
             }
         } else {
-            match worker.regions.forward(said, &cluster.regions, outgoing, tries).await {
-                Ok(answered) => return Ok(Answered::Far(answered)),
+            let part = || Some(part(*leg, endpoints()?, |key| shared.reach.is_ejected(key)));
+            match forward(&worker.sidecars, part, outgoing, tries).await {
+                Ok(answered) => return Ok(Answered::Near(answered)),
                 Err(made) => made,
             }
         };
@@ -123,6 +169,32 @@ mod tests {
         for best in [None, Some(State::Ejected), Some(State::Unhealthy), Some(State::Draining)] {
             assert_eq!(order(false, best, || true), Order::FarFirst, "{best:?}");
             assert_eq!(order(false, best, || false), Order::NearFirst, "{best:?}");
+        }
+    }
+
+    #[test]
+    fn no_instance_is_asked_in_two_legs() {
+        let endpoint = |key: &str, state| Endpoint {
+            key: key.into(),
+            address: "127.0.0.1:1".parse().expect("an address"),
+            state,
+        };
+        let all = [("a", State::Healthy), ("b", State::Unhealthy), ("ejected", State::Healthy)];
+        let all = all.map(|(key, state)| endpoint(key, state)).to_vec();
+        let endpoints = Arc::new(Endpoints { all, expected: 3 });
+        let keys = |leg| -> Vec<String> {
+            let part = part(leg, Arc::clone(&endpoints), |key| key == "ejected");
+            part.all.iter().map(|endpoint| endpoint.key.to_string()).collect()
+        };
+        assert_eq!(keys(Leg::Healthy), ["a"]);
+        assert_eq!(keys(Leg::Poor), ["b", "ejected"]);
+        for best in [None, Some(State::Healthy), Some(State::Unhealthy)] {
+            for order in [Order::NearOnly, Order::NearFirst, Order::FarFirst] {
+                let legs = order.legs(best);
+                let near = legs.iter().filter(|leg| **leg == Leg::Near).count();
+                assert!(near == 0 || legs.len() == 1, "{legs:?}");
+                assert!(legs.iter().all(|leg| legs.iter().filter(|other| *other == leg).count() == 1));
+            }
         }
     }
 }
