@@ -88,7 +88,7 @@ pub(super) async fn list(
 }
 
 #[utoipa::path(get, path = "/v1/apps/{app}", params(("app" = String, Path,)),
-    responses((status = 200, body = AppDetail), (status = 404, body = Problem)))]
+    responses((status = 200, body = AppDetail), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,

@@ -127,6 +127,10 @@ fn complete(operation: &mut Value, least: Least, method: &str) {
         }
     }
     if method != "get" {
+        // Once, also where a handler describes it.
+        if let Some(parameters) = operation["parameters"].as_array_mut() {
+            parameters.retain(|parameter| parameter["name"] != "Idempotency-Key");
+        }
         let key = json!({
             "name": "Idempotency-Key", "in": "header", "required": false,
             "description": "the same request with the same key gets the first answer again, for 24 hours",
@@ -146,6 +150,7 @@ fn complete(operation: &mut Value, least: Least, method: &str) {
     }
     let responses = operation["responses"].as_object_mut().expect("an operation has responses");
     responses.values_mut().for_each(as_problem);
+    responses.values_mut().for_each(as_events);
     for (status, description) in refusals {
         responses.entry(status).or_insert_with(|| problem_response(description));
     }
@@ -163,6 +168,15 @@ fn problem_content() -> Value {
 fn as_problem(response: &mut Value) {
     if response["content"]["application/json"]["schema"]["$ref"] == PROBLEM_SCHEMA {
         response["content"] = problem_content();
+    }
+}
+
+/// A stream of events has no schema as a whole: that of their data stands beside it.
+fn as_events(response: &mut Value) {
+    if let Some(Value::Object(content)) = response.pointer_mut("/content/text~1event-stream")
+        && let Some(schema) = content.insert("schema".to_owned(), json!({}))
+    {
+        content.insert("x-event-data".to_owned(), schema);
     }
 }
 

@@ -47,10 +47,10 @@ pub(super) struct OrgWish {
 /// An organization.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct OrgView {
-    /// Empty for the first one, which was never made.
-    id: String,
+    /// Not for the first one, which was never made.
+    id: Option<String>,
     name: String,
-    created_ms: u64,
+    created_ms: Option<u64>,
     apps: usize,
     tokens: usize,
 }
@@ -84,16 +84,16 @@ pub(super) async fn whoami(
 /// All organizations
 #[utoipa::path(get, path = "/v1/orgs", responses((status = 200, body = Vec<OrgView>)))]
 pub(super) async fn list(State(api): State<Api>) -> Json<Vec<OrgView>> {
-    let view = |id: String, org: &OrgName, created_ms| OrgView {
+    let view = |id: Option<String>, org: &OrgName, created_ms| OrgView {
         id,
         name: org.to_string(),
         created_ms,
         apps: api.store.list::<App>(&format!("{org}/")).len(),
         tokens: tokens_of(&api.store, org).len(),
     };
-    let first = view(String::new(), &OrgName::default_org(), 0);
+    let first = view(None, &OrgName::default_org(), None);
     let others = api.store.list::<Org>("").into_iter();
-    let others = others.map(|org| view(org.id.to_string(), &org.org, org.created_ms));
+    let others = others.map(|org| view(Some(org.id.to_string()), &org.org, Some(org.created_ms)));
     Json([first].into_iter().chain(others).collect())
 }
 
@@ -124,9 +124,9 @@ pub(super) async fn create(
         change.put(&org)?;
         tracing::info!(org = %org.org, by = org.by, "organization made");
         let view = OrgView {
-            id: org.id.to_string(),
+            id: Some(org.id.to_string()),
             name: org.org.to_string(),
-            created_ms: now_ms,
+            created_ms: Some(now_ms),
             apps: 0,
             tokens: 0,
         };
@@ -148,8 +148,9 @@ pub(super) async fn remove(
 ) -> Result<Response, Problem> {
     let org: OrgName = org.parse().map_err(|error: NameError| Problem::invalid("org", error.to_string()))?;
     let by = caller.name.clone();
-    let request = Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
-    change(&api, request, move |change| {
+    let (request, gone) =
+        (Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] }, org.clone());
+    let removed = change(&api, request, move |change| {
         if org == OrgName::default_org() {
             let detail = "the first organization owns the nodes: it stays";
             return Err(Problem::conflict("not-removable", "Not removable", detail));
@@ -170,7 +171,9 @@ pub(super) async fn remove(
         tracing::warn!(%org, tokens, by, "organization removed");
         Ok((StatusCode::OK, OrgRemoved { name: org.to_string(), removed: true, tokens }))
     })
-    .await
+    .await?;
+    super::bundles::forget(&api, gone).await;
+    Ok(removed)
 }
 
 /// Removes all that an organization without apps can have: one of that name that comes later must find nothing.

@@ -62,7 +62,7 @@ pub(super) struct RegionReady {
 }
 
 #[utoipa::path(get, path = "/v1/status/{app}", params(("app" = String, Path,)),
-    responses((status = 200, body = AppStatus), (status = 404, body = Problem)))]
+    responses((status = 200, body = AppStatus), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn app(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
