@@ -28,6 +28,10 @@ pub struct Config {
     pub requests_max: usize,
     /// Most client connections at a time, over all workers; about 40 KiB each with TLS.
     pub connections_max: usize,
+    /// Most memory of the cache, in bytes: what is stored and what is on its way. 0: nothing is cached.
+    pub cache_bytes_max: u64,
+    /// The largest body that is stored, bytes.
+    pub cache_object_bytes_max: u64,
 }
 
 impl Default for Config {
@@ -41,6 +45,8 @@ impl Default for Config {
             wan: BTreeMap::new(),
             requests_max: 20_000,
             connections_max: 50_000,
+            cache_bytes_max: 256 << 20,
+            cache_object_bytes_max: 32 << 20,
         }
     }
 }

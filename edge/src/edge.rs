@@ -1,5 +1,6 @@
 //! Binding and running the role.
 
+use crate::cache::Cache;
 use crate::certificates::{Certificates, Changed, Fetcher, Keeper, SealedError, Wanted};
 use crate::config::Config;
 use crate::records;
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) drain: Drain,
     pub(crate) apply_errors: ArcSwap<Vec<(String, String)>>,
     pub(crate) admissions: Admissions,
+    /// Nothing where the operator wants none.
+    pub(crate) cache: Option<Arc<Cache>>,
 }
 
 /// The role edge.
@@ -167,6 +170,8 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         drain: parts.drain,
         apply_errors: ArcSwap::default(),
         admissions: Admissions::new(config.requests_max),
+        cache: (config.cache_bytes_max > 0)
+            .then(|| Cache::new(config.cache_bytes_max, config.cache_object_bytes_max)),
     });
     let keeper = Keeper { certificates: certificates.clone(), changed: changed.clone(), journal };
     let wanted = Wanted::default();

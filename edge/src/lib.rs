@@ -3,6 +3,7 @@
 //! [`Edge::bind`] takes the sockets and loads what is on disk; [`Bound::run`] serves until the drain is over.
 //! Nothing on the path of a request waits for control or for gossip: workers read snapshots.
 
+mod cache;
 mod certificates;
 mod config;
 mod edge;

@@ -1,5 +1,6 @@
 //! What becomes of a request: fields for the client, a line for the access log.
 
+use crate::cache::status::{CacheStatus, Forwarded};
 use crate::edge::Shared;
 use atoll_model::{Hop, Reason};
 use atoll_process::clock::unix_ms;
@@ -9,6 +10,7 @@ use atoll_proxy::{Body, ByteCount, Exchange, Side, Tries, answer};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,12 +27,17 @@ pub(crate) struct Record {
     shared: Arc<Shared>,
     started: Instant,
     head_only: bool,
-    tries: Tries,
+    tries: Rc<Tries>,
+    cache: CacheStatus,
     uploaded: ByteCount,
     downloaded: Option<ByteCount>,
 }
 
 impl Record {
+    /// The internal fields that [`Self::note_answer`] reads.
+    pub(crate) const TOLD: [HeaderName; 4] =
+        [headers::REGION, headers::INSTANCE, headers::REVISION, headers::HOPS];
+
     /// Begins with what the request says, and gives it its id.
     pub(crate) fn begin(shared: &Arc<Shared>, exchange: &mut Exchange) -> Self {
         let uploaded = exchange.request.body_mut().counted();
@@ -45,7 +52,6 @@ impl Record {
             host: clipped(exchange.host()),
             path: clipped(request.uri().path()),
             edge: shared.site.to_string(),
-            cache: "bypass",
             user_agent: text(request.headers(), &header::USER_AGENT),
             ..Line::default()
         };
@@ -54,7 +60,8 @@ impl Record {
             shared: Arc::clone(shared),
             started: exchange.started,
             head_only: request.method() == Method::HEAD,
-            tries: Tries::default(),
+            tries: Rc::default(),
+            cache: CacheStatus::forwarded(Forwarded::Bypass),
             uploaded,
             downloaded: None,
         }
@@ -75,8 +82,13 @@ impl Record {
     }
 
     /// To be spent on the request.
-    pub(crate) fn tries(&self) -> &Tries {
+    pub(crate) fn tries(&self) -> &Rc<Tries> {
         &self.tries
+    }
+
+    /// What the cache did.
+    pub(crate) fn note_cache(&mut self, status: CacheStatus) {
+        self.cache = status;
     }
 
     /// Reads who answered, and how long each hop took, from the internal fields of an answer.
@@ -132,8 +144,9 @@ impl Record {
         }
         // Behind what an origin's own cache says (RFC 9211, section 2).
         if self.line.cluster.is_some() {
-            fields.append(CACHE_STATUS, HeaderValue::from_static("Atoll; fwd=bypass"));
+            fields.append(CACHE_STATUS, self.cache.to_value());
         }
+        self.line.cache = self.cache.word();
         self.downloaded = Some(response.body_mut().counted());
         response.map(|body| body.holding(self))
     }

@@ -5,13 +5,13 @@ use crate::edge::Shared;
 use crate::views::ViewWriter;
 use atoll_gossip::{Entry, Subscription};
 use atoll_model::Kind;
-use atoll_wire::record::CertificateVersion;
+use atoll_wire::record::{CertificateVersion, Purges};
 use std::sync::Arc;
 use tracing::warn;
 
 /// What the edge reads.
-pub(crate) const KINDS: [Kind; 5] =
-    [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::NODE, Kind::SUMMARY, Kind::CERTIFICATE];
+pub(crate) const KINDS: [Kind; 6] =
+    [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::NODE, Kind::SUMMARY, Kind::CERTIFICATE, Kind::PURGES];
 
 /// Applies records until there are no more.
 pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, wanted: Wanted) {
@@ -20,8 +20,20 @@ pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, wante
         for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
             certificate(entry, &shared, &wanted);
         }
+        purges(&entries, &shared);
         writer.apply(&entries);
         shared.apply_errors.store(Arc::new(writer.errors()));
+    }
+}
+
+/// An app that is gone leaves its marks: its name may come back while entries of it are here.
+fn purges(entries: &[Arc<Entry>], shared: &Shared) {
+    let Some(cache) = &shared.cache else { return };
+    for entry in entries.iter().filter(|entry| entry.kind == Kind::PURGES && !entry.deleted) {
+        match entry.decode::<Purges>() {
+            Ok(told) => cache.purge(&entry.key, &told),
+            Err(error) => warn!(app = %entry.key, %error, "purges can't be read"),
+        }
     }
 }
 

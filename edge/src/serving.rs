@@ -65,6 +65,18 @@ impl Serving {
         Ok(())
     }
 
+    /// Whether new connections for a domain get the certificate of that fingerprint (SHA-256, hex).
+    ///
+    /// # Errors
+    /// That another one is loaded, or none.
+    pub fn has_certificate(&self, domain: &str, fingerprint: &str) -> Result<(), String> {
+        match self.shared.certificates.find(domain) {
+            Some(loaded) if loaded.fingerprint == fingerprint => Ok(()),
+            Some(_) => Err(format!("the new certificate for `{domain}` is not loaded yet")),
+            None => Err(format!("the certificate for `{domain}` is not loaded yet")),
+        }
+    }
+
     fn reaches(&self, cluster: &str, regions: &[RegionName]) -> Result<(), String> {
         let snapshot = self.shared.views.load();
         let said = snapshot.summaries.of(cluster).map_or(&[][..], |all| &all[..]);
@@ -82,6 +94,18 @@ impl Serving {
             return Ok(());
         }
         Err(format!("no region that can be reached has a healthy instance of `{cluster}`"))
+    }
+
+    /// Whether an app's purges up to that one are applied. Without a cache they are.
+    ///
+    /// # Errors
+    /// How far it is.
+    pub fn has_purged(&self, app: &str, seq: u64) -> Result<(), String> {
+        let Some(cache) = &self.shared.cache else { return Ok(()) };
+        match cache.purges.load().last_of(app) {
+            last if last >= seq => Ok(()),
+            last => Err(format!("the edge has applied purges of {app} up to {last}, not yet {seq}")),
+        }
     }
 
     /// The newest desired state that is applied: the store's epoch and revision.
@@ -109,6 +133,10 @@ impl Serving {
             "certificates": shared.certificates.len(),
             "requests_in_flight": shared.admissions.in_flight(),
             "connections": shared.connections.open(),
+            "cache": shared.cache.as_ref().map(|cache| serde_json::json!({
+                "entries": cache.index.count(),
+                "bytes": cache.index.bytes(),
+            })),
             "tunnels": shared.board.state(),
             "ready": self.ready().err().unwrap_or_else(|| "yes".to_owned()),
         })

@@ -7,7 +7,7 @@ use atoll_process::Drain;
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    CanServe, ControlMessage, LogLines, NodeMessage, ReadLogs, ReadStats, ServeAnswer, Stats,
+    CanServe, ControlMessage, LogLines, NodeMessage, PurgeApplied, ReadLogs, ReadStats, ServeAnswer, Stats,
     control_message::Ask,
 };
 use futures_util::stream::BoxStream;
@@ -34,6 +34,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<LogLines, String>> + Send + Sync;
 /// Whether the edge serves a domain.
 pub type Serves = dyn Fn(&CanServe) -> Result<(), String> + Send + Sync;
+/// Whether the edge has applied a purge.
+pub type Purged = dyn Fn(&PurgeApplied) -> Result<(), String> + Send + Sync;
 /// What the node has counted. May read files.
 pub type ReadCounts = dyn Fn(&ReadStats) -> Stats + Send + Sync;
 
@@ -44,6 +46,8 @@ pub struct Answers {
     pub read_log: Option<Arc<ReadLog>>,
     /// The role edge's view.
     pub serves: Option<Arc<Serves>>,
+    /// What the role edge has purged.
+    pub purged: Option<Arc<Purged>>,
     /// The counts of a node with another role than control.
     pub counts: Option<Arc<ReadCounts>>,
 }
@@ -53,6 +57,7 @@ impl fmt::Debug for Answers {
         f.debug_struct("Answers")
             .field("read_log", &self.read_log.is_some())
             .field("serves", &self.serves.is_some())
+            .field("purged", &self.purged.is_some())
             .field("counts", &self.counts.is_some())
             .finish()
     }
@@ -168,6 +173,12 @@ impl Question {
                     Err(why_not) => (false, why_not),
                 };
                 tell(&send, id, Answer::Serve(ServeAnswer { serves, why_not }), true).await;
+            }
+            (Ask::PurgeApplied(question), ..) if answers.purged.is_some() => {
+                let purged = answers.purged.as_ref().map(|purged| purged(&question));
+                let why_not = purged.and_then(Result::err);
+                let answer = ServeAnswer { serves: why_not.is_none(), why_not: why_not.unwrap_or_default() };
+                tell(&send, id, Answer::Serve(answer), true).await;
             }
             (Ask::ReadLogs(question), Some(read_log), _, _) => {
                 let mut lines = read_log(question);

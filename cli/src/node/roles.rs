@@ -200,8 +200,16 @@ fn answers(
         }
     }));
     if let Some(serving) = serving.cloned() {
+        let edge = serving.clone();
+        answers.purged = Some(Arc::new(move |question| edge.has_purged(&question.app, question.seq)));
         answers.serves =
-            Some(Arc::new(move |question| serving.can_serve(&question.domain, question.version, question.placed_nowhere)));
+            Some(Arc::new(move |question: &CanServe| {
+                serving.can_serve(&question.domain, question.version, question.placed_nowhere)?;
+                match question.fingerprint.as_str() {
+                    "" => Ok(()),
+                    wanted => serving.has_certificate(&question.domain, wanted),
+                }
+            }));
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {

@@ -57,6 +57,8 @@ impl Kind {
     /// An operator wants a node, or all of a region, to take nothing new. Key: `node/NAME` or `region/NAME`.
     /// Body: `DrainWish`.
     pub const DRAIN: Self = Self(GLOBAL | 4 << 8 | 5);
+    /// What of an app's stored responses is purged. Key: `org/app`. Body: `Purges`.
+    pub const PURGES: Self = Self(GLOBAL | 4 << 8 | 6);
     /// The same for the region's scope, whose hosts are not in the global one.
     pub const REGION_DRAIN: Self = Self(REGION | 4 << 8 | 4);
     /// Where an instance is to run. Key: `host/instance`. Body: `Placement`.

@@ -97,6 +97,8 @@ reasons! {
     Loop = "loop", 508, "proxy_loop_detected", "The request has passed this platform too many times.";
     /// The edge is at its limit of requests.
     EdgeFull = "edge-full", 503, "connection_limit_reached", "The edge has as many requests as it takes.";
+    /// The request said `only-if-cached`, and nothing fresh is stored.
+    NotCached = "not-cached", 504, "destination_unavailable", "The request asked for a stored answer, and there is none that is fresh.";
     /// No region has a healthy instance that can be reached.
     NoRegion = "no-region", 503, "destination_unavailable", "No region has a healthy instance of the service.";
     /// The tunnel to the gateway broke, or none is open.

@@ -43,7 +43,7 @@ async fn a_request_passes_every_hop_and_its_fields_are_ours() {
         "atoll-region: fra",
         "atoll-edge: fra1",
         "x-request-id: mine-1",
-        "cache-status: Atoll; fwd=bypass",
+        "cache-status: Atoll; fwd=uri-miss; fwd-status=200; detail=no-freshness",
         "x-from-the-app: yes",
     ] {
         assert!(head.contains(field), "{field} in\n{head}");

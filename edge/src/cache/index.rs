@@ -1,0 +1,389 @@
+//! What is stored, and what is on its way. The engine beneath is moka's: W-TinyLFU by bytes, so that what is asked for once does not
+//! sweep out what is asked for often, however large it is.
+
+use super::fill::{Budget, Fill};
+use super::key::Key;
+use super::object::Object;
+use super::rules::vary;
+use http::header::{HeaderMap, HeaderName};
+use moka::sync::Cache as Moka;
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry as Slot, HashMap, RandomState};
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Variants that are kept of one resource; the oldest goes for one more.
+const VARIANTS_MAX: usize = 64;
+/// How long a resource whose answers are not shared is remembered as such, ms: those who ask do not wait for each other.
+const PASS_MS: u64 = 10_000;
+const SHARDS: usize = 64;
+/// What an entry without a body costs, bytes.
+const SMALL_ENTRY_BYTES: usize = 256;
+
+/// What is known of a resource, or of a variant.
+#[derive(Debug, Clone)]
+enum Entry {
+    Object(Arc<Object>),
+    Varies(Arc<Varies>),
+    /// Until then its answers are taken to be for one client each, ms since 1970.
+    Pass(u64),
+}
+
+/// That a resource has variants, and by what.
+#[derive(Debug)]
+struct Varies {
+    names: Arc<[HeaderName]>,
+    /// In the variants' keys: those of an earlier life of the resource are not found again.
+    life: u64,
+    keys: Mutex<VecDeque<Key>>,
+}
+
+/// What was found for a request.
+#[derive(Debug, Clone)]
+pub enum Found {
+    /// A stored response, fresh or not.
+    Object(Arc<Object>),
+    /// Nothing, and it is not worth to wait for others who ask.
+    Pass,
+    /// Nothing. The key is the one that requests that could share an answer have in common, as far as is known.
+    Absent(Key),
+}
+
+/// The store. Shared by all workers.
+#[derive(Debug)]
+pub struct Index {
+    entries: Moka<Key, Entry>,
+    random: RandomState,
+    fills: Vec<Mutex<HashMap<Key, Arc<Fill>>>>,
+    budget: Arc<Budget>,
+    object_max: u64,
+}
+
+/// A place among those who ask for the same.
+#[derive(Debug)]
+pub enum Place {
+    /// The first: asks the origin.
+    Lead(Lead),
+    /// Another one asks.
+    Follow(Arc<Fill>),
+}
+
+/// The one who asks. Dropped, it leaves the place to the next; those who follow see the fill fail if nothing was told.
+#[derive(Debug)]
+pub struct Lead {
+    index: Arc<Index>,
+    key: Key,
+    fill: Arc<Fill>,
+}
+
+impl Index {
+    /// At most so many bytes, all counted: seven eighths for what is stored, the rest for what is on its way. No body larger than
+    /// `object_max` is stored.
+    #[must_use]
+    pub fn new(bytes_max: u64, object_max: u64) -> Self {
+        let fills = bytes_max / 8;
+        let entries = Moka::builder()
+            .max_capacity(bytes_max - fills)
+            .weigher(|key: &Key, entry: &Entry| u32::try_from(entry.weight(key)).unwrap_or(u32::MAX))
+            .build();
+        Self {
+            entries,
+            random: RandomState::new(),
+            fills: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            budget: Arc::new(Budget::new(fills)),
+            object_max: object_max.min(u64::from(u32::MAX)),
+        }
+    }
+
+    /// Looks for what a request could be answered with.
+    #[must_use]
+    pub fn find(&self, resource: &Key, request: &HeaderMap, now_ms: u64) -> Found {
+        match self.entries.get(resource) {
+            Some(Entry::Object(object)) => Found::Object(object),
+            Some(Entry::Pass(until_ms)) if now_ms < until_ms => Found::Pass,
+            Some(Entry::Pass(_)) | None => Found::Absent(resource.clone()),
+            Some(Entry::Varies(varies)) => {
+                let Some(key) = varies.key(resource, request) else { return Found::Pass };
+                match self.entries.get(&key) {
+                    Some(Entry::Object(object)) => Found::Object(object),
+                    Some(Entry::Pass(until_ms)) if now_ms < until_ms => Found::Pass,
+                    _ => Found::Absent(key),
+                }
+            }
+        }
+    }
+
+    /// The key that requests that could share an answer with this one have in common. Nothing where that is none.
+    #[must_use]
+    pub fn key_of(&self, resource: &Key, request: &HeaderMap) -> Option<Key> {
+        match self.entries.get(resource) {
+            Some(Entry::Varies(varies)) => varies.key(resource, request),
+            _ => Some(resource.clone()),
+        }
+    }
+
+    /// Keeps a response for requests like this one. What was kept of the resource under another `Vary` goes.
+    pub fn insert(&self, resource: &Key, request: &HeaderMap, object: Arc<Object>) {
+        let names = Arc::clone(&object.head.vary);
+        if names.is_empty() {
+            self.entries.insert(resource.clone(), Entry::Object(object));
+            return;
+        }
+        let varies = match self.entries.get(resource) {
+            Some(Entry::Varies(varies)) if varies.names == names => varies,
+            _ => {
+                let life = self.random.hash_one((
+                    resource,
+                    object.head.freshness.answered_ms,
+                    Arc::as_ptr(&object) as usize,
+                ));
+                let varies = Arc::new(Varies { names, life, keys: Mutex::default() });
+                self.entries.insert(resource.clone(), Entry::Varies(Arc::clone(&varies)));
+                varies
+            }
+        };
+        let Some(key) = varies.key(resource, request) else { return };
+        if let Some(oldest) = varies.note(&key) {
+            self.entries.invalidate(&oldest);
+        }
+        self.entries.insert(key, Entry::Object(object));
+    }
+
+    /// Remembers for a while that the answer was for one client alone, unless something is kept there.
+    pub fn pass(&self, key: &Key, now_ms: u64) {
+        if !matches!(self.entries.get(key), Some(Entry::Object(_) | Entry::Varies(_))) {
+            self.entries.insert(key.clone(), Entry::Pass(now_ms + PASS_MS));
+        }
+    }
+
+    /// Forgets a resource with all its variants; what is on its way is not stored.
+    pub fn remove(&self, resource: &Key) {
+        if let Some(Entry::Varies(varies)) = self.entries.get(resource) {
+            for key in varies.keys.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                self.outdate(&key);
+                self.entries.invalidate(&key);
+            }
+        }
+        self.outdate(resource);
+        self.entries.invalidate(resource);
+    }
+
+    fn outdate(&self, key: &Key) {
+        if let Some(fill) = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            fill.outdate();
+        }
+    }
+
+    /// Takes a place among those who ask for this.
+    #[must_use]
+    pub fn join(self: &Arc<Self>, key: &Key) -> Place {
+        let mut fills = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
+        match fills.entry(key.clone()) {
+            Slot::Occupied(slot) => Place::Follow(Arc::clone(slot.get())),
+            Slot::Vacant(slot) => {
+                let fill = Fill::new(Arc::clone(&self.budget), self.object_max);
+                slot.insert(Arc::clone(&fill));
+                Place::Lead(Lead { index: Arc::clone(self), key: key.clone(), fill })
+            }
+        }
+    }
+
+    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Arc<Fill>>> {
+        let shard = usize::try_from(self.random.hash_one(key) % SHARDS as u64).unwrap_or(0);
+        &self.fills[shard]
+    }
+
+    /// The largest body that is stored, bytes.
+    #[must_use]
+    pub fn object_max(&self) -> u64 {
+        self.object_max
+    }
+
+    /// Bytes that entries and fills take. What was inserted a moment ago may not be counted yet.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.entries.weighted_size() + self.budget.used()
+    }
+
+    /// Entries. What was inserted a moment ago may not be counted yet.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.entries.entry_count()
+    }
+
+    /// Does now what else is done between requests: evicting, counting.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        self.entries.run_pending_tasks();
+    }
+}
+
+impl Lead {
+    /// What is being fetched.
+    #[must_use]
+    pub fn fill(&self) -> &Arc<Fill> {
+        &self.fill
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let mut fills = self.index.shard(&self.key).lock().unwrap_or_else(PoisonError::into_inner);
+        // The place may be another's by now.
+        if fills.get(&self.key).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
+            fills.remove(&self.key);
+        }
+        drop(fills);
+        self.fill.tell(super::fill::Progress::lost());
+    }
+}
+
+impl Varies {
+    fn key(&self, resource: &Key, request: &HeaderMap) -> Option<Key> {
+        let variant = vary::variant(&self.names, request)?;
+        Some(resource.variant(&[&self.life.to_be_bytes()[..], &variant].concat()))
+    }
+
+    /// Notes a variant; gives the one that is to go for it.
+    fn note(&self, key: &Key) -> Option<Key> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.contains(key) {
+            return None;
+        }
+        keys.push_back(key.clone());
+        if keys.len() > VARIANTS_MAX { keys.pop_front() } else { None }
+    }
+}
+
+impl Entry {
+    fn weight(&self, key: &Key) -> u64 {
+        match self {
+            Self::Object(object) => object.weight(key.bytes()),
+            Self::Varies(varies) => {
+                let names: usize = varies.names.iter().map(|name| name.as_str().len() + 32).sum();
+                (SMALL_ENTRY_BYTES + VARIANTS_MAX * 64 + names + key.bytes()) as u64
+            }
+            Self::Pass(_) => (SMALL_ENTRY_BYTES + key.bytes()) as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::super::object::{Head, Resource, compact};
+    use super::super::rules::freshness::Freshness;
+    use super::*;
+    use bytes::Bytes;
+    use http::StatusCode;
+
+    fn object(vary: &[&'static str], body: &[u8]) -> Arc<Object> {
+        let freshness = Freshness {
+            lifetime_s: 60,
+            heuristic: false,
+            initial_age_s: 0,
+            answered_ms: 1,
+            always_validate: false,
+            while_revalidate_s: 0,
+            if_error_s: 0,
+        };
+        let head = Head {
+            resource: Resource {
+                app: "o/a".into(),
+                host: "h".into(),
+                authority: "h".into(),
+                target: "/".into(),
+            },
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            freshness,
+            vary: vary.iter().map(|name| HeaderName::from_static(name)).collect(),
+            tags: Box::default(),
+            asked_at: 0,
+        };
+        Arc::new(Object::new(head, compact([Bytes::copy_from_slice(body)], body.len())))
+    }
+
+    fn request(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    fn body(index: &Index, key: &Key, request: &HeaderMap) -> Option<Vec<u8>> {
+        match index.find(key, request, 0) {
+            Found::Object(object) => Some(object.body.concat()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn each_variant_is_found_by_its_requests() {
+        let index = Index::new(1 << 20, 1 << 16);
+        let key = Key::resource("host", "h", "/a");
+        let (gzip, plain) = (request(&[("accept-encoding", "gzip")]), request(&[]));
+        index.insert(&key, &gzip, object(&["accept-encoding"], b"zipped"));
+        index.insert(&key, &plain, object(&["accept-encoding"], b"plain"));
+        assert_eq!(body(&index, &key, &gzip).unwrap(), b"zipped");
+        assert_eq!(body(&index, &key, &plain).unwrap(), b"plain");
+        assert_eq!(body(&index, &key, &request(&[("accept-encoding", "br")])), None);
+        assert_eq!(body(&index, &Key::resource("other", "h", "/a"), &plain), None);
+        index.remove(&key);
+        assert_eq!(body(&index, &key, &gzip), None);
+        index.insert(&key, &plain, object(&["accept-encoding"], b"new"));
+        assert_eq!(body(&index, &key, &gzip), None, "variants of its earlier life stay away");
+        index.insert(&key, &plain, object(&[], b"same for all"));
+        assert_eq!(body(&index, &key, &gzip).unwrap(), b"same for all");
+    }
+
+    #[test]
+    fn variants_are_capped() {
+        let index = Index::new(1 << 20, 1 << 16);
+        let key = Key::resource("host", "h", "/a");
+        for n in 0..=VARIANTS_MAX {
+            index.insert(&key, &request(&[("x", &n.to_string())]), object(&["x"], b"-"));
+        }
+        let kept =
+            (0..=VARIANTS_MAX).filter(|n| body(&index, &key, &request(&[("x", &n.to_string())])).is_some());
+        assert_eq!(kept.count(), VARIANTS_MAX);
+        assert!(body(&index, &key, &request(&[("x", "0")])).is_none(), "the oldest went");
+    }
+
+    #[test]
+    fn memory_stays_within_its_bound() {
+        let most = 1 << 20;
+        let index = Index::new(most, 1 << 16);
+        for n in 0..2_000 {
+            index.insert(
+                &Key::resource("host", "h", &format!("/{n}")),
+                &request(&[]),
+                object(&[], &[7; 10_000]),
+            );
+            index.settle();
+            assert!(index.bytes() <= most, "{}", index.bytes());
+        }
+        assert!(index.bytes() > most / 2);
+    }
+
+    #[tokio::test]
+    async fn one_leads_and_the_rest_follow() {
+        let index = Arc::new(Index::new(1 << 20, 1 << 16));
+        let key = Key::resource("host", "h", "/a");
+        let Place::Lead(lead) = index.join(&key) else { panic!("the first leads") };
+        let Place::Follow(fill) = index.join(&key) else { panic!("the second follows") };
+        assert!(Arc::ptr_eq(&fill, lead.fill()));
+        drop(lead);
+        assert!(matches!(fill.head().await, super::super::fill::Progress::Failed(_)));
+        assert!(matches!(index.join(&key), Place::Lead(_)), "the next one leads");
+    }
+
+    #[test]
+    fn what_is_not_shared_is_remembered_for_a_while() {
+        let index = Index::new(1 << 20, 1 << 16);
+        let key = Key::resource("host", "h", "/a");
+        index.pass(&key, 1_000);
+        assert!(matches!(index.find(&key, &request(&[]), 1_001), Found::Pass));
+        assert!(matches!(index.find(&key, &request(&[]), 1_000 + PASS_MS), Found::Absent(_)));
+        index.insert(&key, &request(&[]), object(&[], b"x"));
+        index.pass(&key, 1_000);
+        assert!(body(&index, &key, &request(&[])).is_some());
+    }
+}

@@ -1,0 +1,38 @@
+//! What a stored response is found by.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Virtual host, authority, and path with query in their normal form; for one variant of several, also what the request has in the fields of
+/// `Vary`. The method is not in it: only answers to GET are stored, and they answer HEAD too. Nor is the scheme: edges serve HTTPS
+/// alone. Clones share the bytes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Key(Arc<[u8]>);
+
+impl Key {
+    /// Of a resource. `host` is the virtual host's id: two of them never share an entry. `authority` is as the client wrote it, because
+    /// the instance sees it so and may answer by it.
+    #[must_use]
+    pub fn resource(host: &str, authority: &str, path_and_query: &str) -> Self {
+        let parts = [host.as_bytes(), authority.as_bytes(), path_and_query.as_bytes()];
+        Self(parts.join(&0).into())
+    }
+
+    /// Of one variant of the resource; `variant` is of [`super::rules::vary::variant`].
+    #[must_use]
+    pub fn variant(&self, variant: &[u8]) -> Self {
+        Self([&self.0, &b"\0\0"[..], variant].concat().into())
+    }
+
+    /// Its size in memory, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.0.escape_ascii())
+    }
+}

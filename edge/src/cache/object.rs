@@ -1,0 +1,163 @@
+//! A stored response.
+
+use super::purge;
+use super::rules::freshness::Freshness;
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderName};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bodies are kept in pieces of this size, but for the last.
+const PIECE_BYTES: usize = 64 * 1024;
+/// What an entry costs beside its bytes: the index, allocations, counters. Measured generously.
+const OVERHEAD_BYTES: usize = 768;
+/// What a header field costs beside its bytes.
+const FIELD_BYTES: usize = 64;
+
+/// Of which resource an entry is; shared by all its versions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resource {
+    /// `org/app`.
+    pub app: Arc<str>,
+    /// The domain it was asked for at.
+    pub host: Arc<str>,
+    /// The same as the client wrote it, with a port where it did.
+    pub authority: Arc<str>,
+    /// Path with query, in their normal form.
+    pub target: Arc<str>,
+}
+
+/// A response without its body.
+#[derive(Debug, Clone)]
+pub struct Head {
+    /// Of which resource.
+    pub resource: Resource,
+    /// Its status.
+    pub status: StatusCode,
+    /// Its fields, as they are stored.
+    pub headers: HeaderMap,
+    /// How long it may be used.
+    pub freshness: Freshness,
+    /// The request's fields that it depends on.
+    pub vary: Arc<[HeaderName]>,
+    /// By which it can be purged.
+    pub tags: Box<[Box<str>]>,
+    /// The app's last purge that was known when it was asked for.
+    pub asked_at: u64,
+}
+
+impl Head {
+    /// What purges look at.
+    #[must_use]
+    pub fn for_purges(&self) -> purge::Entry<'_> {
+        purge::Entry {
+            app: &self.resource.app,
+            host: &self.resource.host,
+            target: &self.resource.target,
+            tags: &self.tags,
+            asked_at: self.asked_at,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let fields: usize =
+            self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES).sum();
+        let tags: usize = self.tags.iter().map(|tag| tag.len() + 16).sum();
+        let resource = &self.resource;
+        fields + tags + resource.app.len() + resource.host.len() + resource.target.len()
+    }
+}
+
+/// A complete stored response. Nothing in it changes but what purges it is known to have outlived.
+#[derive(Debug)]
+pub struct Object {
+    /// All but the body.
+    pub head: Head,
+    /// The body. Shared with what it becomes when it is validated.
+    pub body: Arc<[Bytes]>,
+    /// Its length, bytes.
+    pub length: u64,
+    /// It was looked at in this state of the purges, which keep it.
+    outlived: AtomicU64,
+}
+
+impl Object {
+    /// A response that has come whole.
+    #[must_use]
+    pub fn new(head: Head, body: Arc<[Bytes]>) -> Self {
+        let length = body.iter().map(|piece| piece.len() as u64).sum();
+        Self { head, body, length, outlived: AtomicU64::new(0) }
+    }
+
+    /// The same body under another head: after a 304.
+    #[must_use]
+    pub fn with_head(&self, head: Head) -> Self {
+        Self::new(head, Arc::clone(&self.body))
+    }
+
+    /// What purges make of it. Costs one comparison where there was none since the last look.
+    #[must_use]
+    pub fn fate(&self, purges: &purge::Purges) -> purge::Fate {
+        if self.outlived.load(Ordering::Relaxed) >= purges.generation() {
+            return purge::Fate::Kept;
+        }
+        let fate = purges.fate(self.head.for_purges());
+        if fate == purge::Fate::Kept {
+            self.outlived.fetch_max(purges.generation(), Ordering::Relaxed);
+        }
+        fate
+    }
+
+    /// What it takes of memory, bytes, with a key of this length.
+    #[must_use]
+    pub fn weight(&self, key_bytes: usize) -> u64 {
+        self.length + (self.head.bytes() + key_bytes + OVERHEAD_BYTES + self.body.len() * 32) as u64
+    }
+}
+
+/// Copies a body into pieces of its own: what came from a connection would hold on to that connection's buffers.
+#[must_use]
+pub fn compact(chunks: impl IntoIterator<Item = Bytes>, length: usize) -> Arc<[Bytes]> {
+    let mut pieces = Vec::with_capacity(length.div_ceil(PIECE_BYTES));
+    let mut left = length;
+    let mut piece = BytesMut::with_capacity(left.min(PIECE_BYTES));
+    for chunk in chunks {
+        let mut rest = &chunk[..];
+        while !rest.is_empty() {
+            let taken = rest.len().min(PIECE_BYTES - piece.len());
+            piece.extend_from_slice(&rest[..taken]);
+            rest = &rest[taken..];
+            if piece.len() == PIECE_BYTES {
+                left = left.saturating_sub(PIECE_BYTES);
+                pieces.push(
+                    std::mem::replace(&mut piece, BytesMut::with_capacity(left.min(PIECE_BYTES))).freeze(),
+                );
+            }
+        }
+    }
+    if !piece.is_empty() {
+        pieces.push(piece.freeze());
+    }
+    pieces.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_kept_in_pieces_that_fit() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let whole = Bytes::from(bytes.clone());
+        for size in [1usize, 1000, 65_536, 70_000, 200_000] {
+            let chunks =
+                (0..bytes.len()).step_by(size).map(|at| whole.slice(at..(at + size).min(bytes.len())));
+            let body = compact(chunks, bytes.len());
+            assert_eq!(body.concat(), bytes, "{size}");
+            assert_eq!(body.len(), 4);
+        }
+        assert!(compact([], 0).is_empty());
+        assert_eq!(compact([Bytes::from_static(b"ab")], 2).concat(), b"ab");
+    }
+}

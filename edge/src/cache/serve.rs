@@ -1,0 +1,258 @@
+//! The path of a request through the cache: look → use, or join those who ask → answer.
+
+use super::Cache;
+use super::answer::{from_fill, from_object};
+use super::fetch::{Fetched, ForFirst, Origin, Wish, fetch};
+use super::fill::{Fill, Progress, Reader};
+use super::index::{Found, Place};
+use super::object::Object;
+use super::purge::Fate;
+use super::rules::directives::RequestDirectives;
+use super::rules::freshness::Use;
+use super::rules::storing::NotStored;
+use super::rules::vary;
+use super::status::{CacheStatus, Forwarded};
+use atoll_model::{Hop, Reason};
+use atoll_process::clock::unix_ms;
+use atoll_proxy::answer::InternalAnswer;
+use atoll_proxy::workers::spawn_task;
+use atoll_proxy::{Body, ProxyMetrics};
+use http::header::{HeaderMap, RANGE};
+use http::{Method, Response};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// How often a request joins those who ask, where the one who asked failed.
+const ROUNDS_MAX: usize = 2;
+
+/// An answer, and how it came about.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) response: Response<Body>,
+    /// Who made it, where it was asked for by this request.
+    pub(crate) who: HeaderMap,
+    pub(crate) status: CacheStatus,
+}
+
+/// Answers a GET or HEAD without a body.
+pub(crate) async fn respond<O: Origin>(
+    cache: &Arc<Cache>,
+    origin: &O,
+    wish: Wish,
+    metrics: &ProxyMetrics,
+) -> Result<Answered, InternalAnswer> {
+    let serving =
+        Serving { cache, origin, wish: &wish, metrics, asks: RequestDirectives::of(&wish.head.headers) };
+    let mut failed = None;
+    for _ in 0..ROUNDS_MAX {
+        match serving.round().await {
+            Round::Answered(answered) => return Ok(answered),
+            Round::Direct(why, detail) => return serving.direct(why, detail).await,
+            Round::Refused(made) => return Err(made),
+            Round::Failed(made) => failed = Some(made),
+        }
+    }
+    Err(failed.unwrap_or(NOT_CACHED))
+}
+
+const NOT_CACHED: InternalAnswer = InternalAnswer { hop: Hop::Edge, reason: Reason::NotCached, sent: false };
+
+#[expect(clippy::large_enum_variant, reason = "one for each request, moved once")]
+enum Round {
+    Answered(Answered),
+    /// The request goes to the origin as it is.
+    Direct(Forwarded, Option<&'static str>),
+    Refused(InternalAnswer),
+    /// Another one asked, and got nothing: there may be another round.
+    Failed(InternalAnswer),
+}
+
+struct Serving<'a, O> {
+    cache: &'a Arc<Cache>,
+    origin: &'a O,
+    wish: &'a Wish,
+    metrics: &'a ProxyMetrics,
+    asks: RequestDirectives,
+}
+
+impl<O: Origin> Serving<'_, O> {
+    async fn round(&self) -> Round {
+        let Wish { head, key, .. } = self.wish;
+        let now_ms = unix_ms();
+        let (why, stale) = match self.cache.index.find(key, &head.headers, now_ms) {
+            Found::Pass => return Round::Direct(Forwarded::UriMiss, Some("pass")),
+            Found::Absent(missing) if missing == *key => (Forwarded::UriMiss, None),
+            Found::Absent(_) => (Forwarded::VaryMiss, None),
+            Found::Object(object) => match self.usable(&object, now_ms) {
+                Some(Use::Fresh) => return self.hit(&object, now_ms),
+                Some(Use::WhileRevalidate) => {
+                    self.refresh(&object);
+                    return self.hit(&object, now_ms);
+                }
+                Some(Use::Validate) => (self.why_not_fresh(&object, now_ms), Some(object)),
+                None => (Forwarded::UriMiss, None),
+            },
+        };
+        if self.asks.only_if_cached {
+            return Round::Refused(NOT_CACHED);
+        }
+        if head.method == Method::HEAD {
+            return Round::Direct(why, None);
+        }
+        let Some(shared) = self.cache.index.key_of(key, &head.headers) else {
+            return Round::Direct(why, Some("variant-too-long"));
+        };
+        match self.cache.index.join(&shared) {
+            Place::Follow(fill) => self.follow(&fill, why).await,
+            Place::Lead(lead) => {
+                let (first, outcome) = oneshot::channel();
+                let fill = Arc::clone(lead.fill());
+                let task = fetch(
+                    Arc::clone(self.cache),
+                    self.origin.clone(),
+                    lead,
+                    self.again(),
+                    stale,
+                    Some(first),
+                );
+                spawn_task("cache fetch", self.metrics, task);
+                match outcome.await {
+                    Ok(ForFirst::Alone(fetched, reason)) => self.alone(fetched, reason, why),
+                    Ok(ForFirst::Shared(who, reader)) => self.shared(&fill, why, Some(who), reader).await,
+                    Ok(ForFirst::Again) => Round::Failed(NOT_CACHED),
+                    Err(_) => match fill.head().await {
+                        Progress::Failed(made) => Round::Refused(made),
+                        _ => Round::Failed(NOT_CACHED),
+                    },
+                }
+            }
+        }
+    }
+
+    /// What may be done with what is stored; nothing where it was purged.
+    fn usable(&self, object: &Object, now_ms: u64) -> Option<Use> {
+        match object.fate(&self.cache.purges.load()) {
+            Fate::Gone => None,
+            Fate::Stale => Some(Use::Validate),
+            Fate::Kept => Some(object.head.freshness.usable(now_ms, &self.asks)),
+        }
+    }
+
+    fn why_not_fresh(&self, object: &Object, now_ms: u64) -> Forwarded {
+        let fresh = object.head.freshness.ttl_s(now_ms) > 0 && !object.head.freshness.always_validate;
+        if fresh { Forwarded::Request } else { Forwarded::Stale }
+    }
+
+    fn hit(&self, object: &Arc<Object>, now_ms: u64) -> Round {
+        let Wish { head, .. } = self.wish;
+        match from_object(object, &head.method, &head.headers, now_ms) {
+            Some(response) => Round::Answered(Answered {
+                response,
+                who: HeaderMap::new(),
+                status: CacheStatus::hit(object.head.freshness.ttl_s(now_ms)),
+            }),
+            None => Round::Direct(Forwarded::Request, Some("condition")),
+        }
+    }
+
+    /// Asks the origin behind an answer that was given, unless someone does already.
+    fn refresh(&self, object: &Arc<Object>) {
+        let Wish { head, key, .. } = self.wish;
+        let Some(shared) = self.cache.index.key_of(key, &head.headers) else { return };
+        if let Place::Lead(lead) = self.cache.index.join(&shared) {
+            let stale = Some(Arc::clone(object));
+            let task = fetch(Arc::clone(self.cache), self.origin.clone(), lead, self.again(), stale, None);
+            spawn_task("cache refresh", self.metrics, task);
+        }
+    }
+
+    async fn follow(&self, fill: &Arc<Fill>, why: Forwarded) -> Round {
+        match fill.head().await {
+            Progress::Asking | Progress::NotShared => Round::Direct(why, Some("not-shared")),
+            Progress::Failed(made) => Round::Failed(made),
+            Progress::Here(..) | Progress::Stored(_) => self.shared(fill, why, None, None).await,
+        }
+    }
+
+    /// Answers from what was told to all; `who` is there for the one who asked.
+    async fn shared(
+        &self,
+        fill: &Arc<Fill>,
+        why: Forwarded,
+        who: Option<HeaderMap>,
+        reader: Option<Reader>,
+    ) -> Round {
+        let Wish { head, .. } = self.wish;
+        let now_ms = unix_ms();
+        let collapsed = who.is_none();
+        let status = CacheStatus { collapsed, ..CacheStatus::forwarded(why) };
+        match fill.head().await {
+            Progress::Here(stored, variant) => {
+                if vary::variant(&stored.vary, &head.headers).as_deref() != Some(&*variant) {
+                    return Round::Direct(Forwarded::VaryMiss, None);
+                }
+                let Some(reader) = reader.or_else(|| fill.reader()) else {
+                    return Round::Direct(why, Some("late"));
+                };
+                let Some(response) = from_fill(&stored, reader, &head.headers, now_ms) else {
+                    return Round::Direct(why, Some("condition"));
+                };
+                let status = CacheStatus {
+                    forwarded_status: Some(stored.status.as_u16()),
+                    ttl_s: Some(stored.freshness.ttl_s(now_ms)),
+                    stored: true,
+                    ..status
+                };
+                Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
+            }
+            Progress::Stored(object) => {
+                let Some(response) = from_object(&object, &head.method, &head.headers, now_ms) else {
+                    return Round::Direct(why, Some("condition"));
+                };
+                let ttl_s = object.head.freshness.ttl_s(now_ms);
+                let validated = ttl_s > 0 || object.head.freshness.always_validate;
+                let status = CacheStatus {
+                    forwarded_status: validated.then_some(304),
+                    ttl_s: Some(ttl_s),
+                    stored: validated,
+                    detail: (!validated).then_some("stale-if-error"),
+                    ..status
+                };
+                Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
+            }
+            Progress::Failed(made) => Round::Failed(made),
+            Progress::Asking | Progress::NotShared => Round::Direct(why, Some("not-shared")),
+        }
+    }
+
+    fn alone(&self, fetched: Fetched, reason: NotStored, why: Forwarded) -> Round {
+        // It asked for a part, and the whole was fetched to be stored, which it is not.
+        if self.wish.head.headers.contains_key(RANGE) {
+            return Round::Direct(why, Some(reason.as_str()));
+        }
+        let status = CacheStatus {
+            forwarded_status: Some(fetched.response.status().as_u16()),
+            detail: Some(reason.as_str()),
+            ..CacheStatus::forwarded(why)
+        };
+        Round::Answered(Answered { response: fetched.response, who: fetched.who, status })
+    }
+
+    async fn direct(&self, why: Forwarded, detail: Option<&'static str>) -> Result<Answered, InternalAnswer> {
+        let fetched = self.origin.fetch(self.wish.copy()).await?;
+        let status = CacheStatus {
+            forwarded_status: Some(fetched.response.status().as_u16()),
+            detail,
+            ..CacheStatus::forwarded(why)
+        };
+        Ok(Answered { response: fetched.response, who: fetched.who, status })
+    }
+
+    fn again(&self) -> Wish {
+        let Wish { resource, key, .. } = self.wish;
+        Wish { head: self.wish.copy(), resource: resource.clone(), key: key.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+use super::super::key::Key;
+use super::super::object::Resource;
+use super::*;
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::request;
+use http_body::{Body as _, Frame};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::LocalSet;
+
+/// An answer of the stand-in for the regions.
+enum Script {
+    Answer(u16, &'static str, &'static str),
+    /// Its head at once; its body as it is sent.
+    Slowly(&'static str, mpsc::Receiver<Result<Bytes, ()>>),
+    Refuse(Reason),
+}
+
+#[derive(Clone, Default)]
+struct Stand(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    scripts: RefCell<VecDeque<Script>>,
+    seen: RefCell<Vec<HeaderMap>>,
+    /// Answers wait for this, where they are to.
+    gate: Notify,
+    gated: std::cell::Cell<bool>,
+}
+
+impl Stand {
+    fn with(scripts: impl IntoIterator<Item = Script>) -> Self {
+        let stand = Self::default();
+        stand.0.scripts.borrow_mut().extend(scripts);
+        stand
+    }
+
+    fn gated(self) -> Self {
+        self.0.gated.set(true);
+        self
+    }
+
+    fn asked(&self) -> usize {
+        self.0.seen.borrow().len()
+    }
+}
+
+struct Receiving(mpsc::Receiver<Result<Bytes, ()>>);
+
+impl http_body::Body for Receiving {
+    type Data = Bytes;
+    type Error = atoll_proxy::BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(cx).map(|next| {
+            next.map(|next| {
+                next.map(Frame::data)
+                    .map_err(|()| atoll_proxy::BodyError::new(atoll_proxy::Side::Upstream, "gone", 8))
+            })
+        })
+    }
+}
+
+impl Origin for Stand {
+    async fn fetch(&self, head: request::Parts) -> Result<Fetched, InternalAnswer> {
+        self.0.seen.borrow_mut().push(head.headers);
+        if self.0.gated.get() {
+            self.0.gate.notified().await;
+        }
+        let script = self.0.scripts.borrow_mut().pop_front().expect("an answer is left");
+        let (status, fields, body) = match script {
+            Script::Refuse(reason) => return Err(InternalAnswer { hop: Hop::Gateway, reason, sent: true }),
+            Script::Answer(status, fields, body) => (status, fields, Body::full(body)),
+            Script::Slowly(fields, pieces) => (200, fields, Body::boxed(Receiving(pieces))),
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status.try_into().unwrap();
+        for line in fields.lines() {
+            let (name, value) = line.split_once(": ").unwrap();
+            response
+                .headers_mut()
+                .append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+        }
+        Ok(Fetched { response, who: HeaderMap::new() })
+    }
+}
+
+fn wish(method: Method, fields: &[(&'static str, &str)]) -> Wish {
+    let mut request = http::Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = "/p".parse().unwrap();
+    for (name, value) in fields {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    let resource =
+        Resource { app: "o/a".into(), host: "h".into(), authority: "h".into(), target: "/p".into() };
+    Wish { head: request.into_parts().0, resource, key: Key::resource("id", "h", "/p") }
+}
+
+fn get(fields: &[(&'static str, &str)]) -> Wish {
+    wish(Method::GET, fields)
+}
+
+/// What a client saw: status, `Cache-Status`, body; an error for one that broke off.
+type Saw = Result<(u16, String, String), InternalAnswer>;
+
+async fn ask(cache: &Arc<Cache>, stand: &Stand, wish: Wish) -> Saw {
+    let answered = respond(cache, stand, wish, &ProxyMetrics::unregistered()).await?;
+    let status = answered.response.status().as_u16();
+    let mut body = answered.response.into_body();
+    let mut text = String::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame {
+            Ok(frame) => text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap()),
+            Err(_) => text.push_str("<broken>"),
+        }
+    }
+    Ok((status, answered.status.to_value().to_str().unwrap().to_owned(), text))
+}
+
+fn cache() -> Arc<Cache> {
+    Cache::new(1 << 20, 1 << 16)
+}
+
+async fn local<F: Future>(test: F) -> F::Output {
+    LocalSet::new().run_until(test).await
+}
+
+/// Lets all tasks run until they wait.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+const FRESH: &str = "cache-control: max-age=60\netag: \"a\"";
+
+#[tokio::test]
+async fn the_second_is_answered_from_memory() {
+    local(async {
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, FRESH, "hello")]));
+        let first = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert_eq!((first.0, first.2.as_str()), (200, "hello"));
+        assert!(first.1.contains("fwd=uri-miss") && first.1.contains("stored"), "{}", first.1);
+        settle().await;
+        let second = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert_eq!((second.0, second.2.as_str()), (200, "hello"));
+        assert!(second.1.starts_with("Atoll; hit; ttl="), "{}", second.1);
+        assert_eq!(ask(&cache, &stand, wish(Method::HEAD, &[])).await.unwrap().0, 200);
+        assert_eq!(ask(&cache, &stand, get(&[("if-none-match", "\"a\"")])).await.unwrap().0, 304);
+        let part = ask(&cache, &stand, get(&[("range", "bytes=1-2")])).await.unwrap();
+        assert_eq!((part.0, part.2.as_str()), (206, "el"));
+        let parts = ask(&cache, &stand, get(&[("range", "bytes=0-0,4-4")])).await.unwrap();
+        assert!(parts.2.contains("Content-Range: bytes 4-4/5\r\n\r\no"), "{}", parts.2);
+        assert_eq!(ask(&cache, &stand, get(&[("range", "bytes=9-")])).await.unwrap().0, 416);
+        assert_eq!(stand.asked(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_who_wait_cost_one_question() {
+    local(async {
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, FRESH, "hello")]).gated());
+        let clients: Vec<_> = (0..100)
+            .map(|_| {
+                let (cache, stand) = (Arc::clone(&cache), stand.clone());
+                tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+            })
+            .collect();
+        settle().await;
+        stand.0.gate.notify_one();
+        let mut collapsed = 0;
+        for client in clients {
+            let (status, said, body) = client.await.unwrap().unwrap();
+            assert_eq!((status, body.as_str()), (200, "hello"));
+            collapsed += usize::from(said.contains("collapsed"));
+        }
+        assert_eq!((stand.asked(), collapsed), (1, 99));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn all_read_it_as_it_comes_and_the_first_may_go() {
+    local(async {
+        let (send, pieces) = mpsc::channel(4);
+        let (cache, stand) = (cache(), Stand::with([Script::Slowly(FRESH, pieces)]));
+        let asks = |cache: &Arc<Cache>| {
+            let (cache, stand) = (Arc::clone(cache), stand.clone());
+            tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+        };
+        let first = asks(&cache);
+        send.send(Ok(Bytes::from_static(b"one "))).await.unwrap();
+        settle().await;
+        let second = asks(&cache);
+        settle().await;
+        first.abort();
+        settle().await;
+        send.send(Ok(Bytes::from_static(b"two"))).await.unwrap();
+        drop(send);
+        assert_eq!(second.await.unwrap().unwrap().2, "one two");
+        settle().await;
+        assert!(asks(&cache).await.unwrap().unwrap().1.contains("hit"));
+        assert_eq!(stand.asked(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_breaks_off_is_not_stored_and_not_whole() {
+    local(async {
+        let (send, pieces) = mpsc::channel(4);
+        send.send(Ok(Bytes::from_static(b"half"))).await.unwrap();
+        send.send(Err(())).await.unwrap();
+        let (cache, stand) =
+            (cache(), Stand::with([Script::Slowly(FRESH, pieces), Script::Answer(200, FRESH, "whole")]));
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "half<broken>");
+        settle().await;
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "whole");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_shared_lets_the_others_go_at_once() {
+    local(async {
+        let private = || Script::Answer(200, "cache-control: private", "mine");
+        let (cache, stand) = (cache(), Stand::with((0..6).map(|_| private())).gated());
+        let clients: Vec<_> = (0..5)
+            .map(|_| {
+                let (cache, stand) = (Arc::clone(&cache), stand.clone());
+                tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+            })
+            .collect();
+        settle().await;
+        assert_eq!(stand.asked(), 1);
+        stand.0.gate.notify_one();
+        settle().await;
+        assert_eq!(stand.asked(), 5, "all at the same time");
+        stand.0.gated.set(false);
+        stand.0.gate.notify_waiters();
+        for client in clients {
+            assert_eq!(client.await.unwrap().unwrap().2, "mine");
+        }
+        let later = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert!(later.1.contains("detail=pass"), "{}", later.1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stale_one_is_validated() {
+    local(async {
+        let (cache, stand) = (
+            cache(),
+            Stand::with([
+                Script::Answer(
+                    200,
+                    "cache-control: no-cache\netag: \"a\"\nx: old\ncontent-length: 5",
+                    "hello",
+                ),
+                Script::Answer(304, "etag: \"a\"\nx: new", ""),
+                Script::Answer(200, "cache-control: max-age=60\netag: \"b\"", "other"),
+            ]),
+        );
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        let (status, said, body) = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert_eq!((status, body.as_str()), (200, "hello"));
+        assert!(said.contains("fwd=stale; fwd-status=304"), "{said}");
+        assert_eq!(stand.0.seen.borrow()[1]["if-none-match"], "\"a\"");
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "other");
+        settle().await;
+        assert!(ask(&cache, &stand, get(&[])).await.unwrap().1.contains("hit"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn stale_while_it_is_asked_and_where_the_origin_fails() {
+    local(async {
+        let early = "cache-control: max-age=1, stale-while-revalidate=60\nage: 5\netag: \"a\"";
+        let (cache, stand) =
+            (cache(), Stand::with([Script::Answer(200, early, "old"), Script::Answer(200, FRESH, "new")]));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        let (_, said, body) = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert!(body == "old" && said.contains("hit; ttl=-"), "{said}");
+        settle().await;
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "new");
+
+        let early = "cache-control: max-age=1, stale-if-error=60\nage: 5";
+        let scripts = [
+            Script::Answer(200, early, "old"),
+            Script::Answer(503, "x: y", "sorry"),
+            Script::Refuse(Reason::NoRegion),
+        ];
+        let (cache, stand) = (self::cache(), Stand::with(scripts));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        for _ in 0..2 {
+            let (status, said, body) = ask(&cache, &stand, get(&[])).await.unwrap();
+            assert_eq!((status, body.as_str()), (200, "old"));
+            assert!(said.contains("detail=stale-if-error"), "{said}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failure_is_tried_once_more_for_the_others() {
+    local(async {
+        let scripts = [Script::Refuse(Reason::NoRegion), Script::Answer(200, FRESH, "hello")];
+        let (cache, stand) = (cache(), Stand::with(scripts).gated());
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                let (cache, stand) = (Arc::clone(&cache), stand.clone());
+                tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+            })
+            .collect();
+        settle().await;
+        stand.0.gate.notify_one();
+        settle().await;
+        stand.0.gate.notify_one();
+        let mut saw = Vec::new();
+        for client in clients {
+            saw.push(client.await.unwrap());
+        }
+        assert_eq!(saw[0].as_ref().unwrap_err().reason, Reason::NoRegion);
+        assert!(saw[1..].iter().all(|saw| saw.as_ref().unwrap().2 == "hello"));
+        assert_eq!(stand.asked(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn variants_do_not_mix() {
+    local(async {
+        let of = |text| Script::Answer(200, "cache-control: max-age=60\nvary: x", text);
+        let (cache, stand) = (cache(), Stand::with([of("a"), of("b"), of("c")]));
+        for (value, body) in [("a", "a"), ("b", "b"), ("a", "a"), ("b", "b")] {
+            assert_eq!(ask(&cache, &stand, get(&[("x", value)])).await.unwrap().2, body);
+            settle().await;
+        }
+        assert_eq!(stand.asked(), 2);
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "c");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_if_cached_goes_nowhere() {
+    local(async {
+        let (cache, stand) = (cache(), Stand::default());
+        let refused = ask(&cache, &stand, get(&[("cache-control", "only-if-cached")])).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::NotCached);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_part_of_what_is_not_stored_is_asked_for_as_it_is() {
+    local(async {
+        let scripts = [
+            Script::Answer(200, "cache-control: no-store", "hello"),
+            Script::Answer(206, "content-range: bytes 1-2/5", "el"),
+        ];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        assert_eq!(ask(&cache, &stand, get(&[("range", "bytes=1-2")])).await.unwrap().0, 206);
+        let seen = stand.0.seen.borrow();
+        assert!(!seen[0].contains_key("range") && seen[1].contains_key("range"));
+    })
+    .await;
+}
