@@ -113,6 +113,7 @@ pub(crate) struct Instance {
     neighbours: Neighbours,
     workload: watch::Receiver<Option<Arc<Workload>>>,
     denied: watch::Receiver<Vec<Denied>>,
+    clock: watch::Receiver<i64>,
     asked: JoinSet<Event>,
     inbox: mpsc::Receiver<Event>,
     began: Instant,
@@ -163,6 +164,7 @@ impl Instance {
         let mut instance = Self {
             workload: ground.workloads.follow(&saved.cluster),
             denied: ground.denied.clone(),
+            clock: ground.workloads.corrections(),
             neighbours: ground.neighbourhood.follow(),
             sidecar_said: watch::channel(SidecarStatus::default()).1,
             target: program.as_ref().map(|process| Target::new(saved.port, process.pid())),
@@ -200,6 +202,7 @@ impl Instance {
         self.take_neighbours();
         self.take_certificate();
         self.take_denied();
+        self.take_clock();
         if let Some(pid) = self.sidecar.as_ref().map(Process::pid) {
             let slot = self.slot();
             self.ground.sidecars.register(pid, slot);
@@ -248,6 +251,10 @@ impl Instance {
             Some(Ok(event)) = self.asked.join_next() => event,
             Ok(()) = self.workload.changed() => {
                 self.take_certificate();
+                Event::Tick
+            }
+            Ok(()) = self.clock.changed() => {
+                self.take_clock();
                 Event::Tick
             }
             Ok(()) = self.denied.changed() => {
@@ -316,6 +323,11 @@ impl Instance {
             state.key.clone_from(&workload.key);
             state.roots.clone_from(&workload.roots);
         });
+    }
+
+    fn take_clock(&mut self) {
+        let correction_ms = *self.clock.borrow_and_update();
+        self.sidecar_state.send_modify(|state| state.clock_correction_ms = correction_ms);
     }
 
     fn take_denied(&mut self) {

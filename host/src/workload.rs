@@ -48,6 +48,12 @@ impl Workloads {
         Self { folder, issue, metrics, clock, services: Mutex::default() }
     }
 
+    /// What is added to the machine's clock when certificates are judged, as it changes.
+    #[must_use]
+    pub fn corrections(&self) -> watch::Receiver<i64> {
+        self.clock.corrections()
+    }
+
     /// The service's certificate, now and whenever it is renewed; nothing until there is one. It is
     /// renewed for as long as somebody holds a receiver.
     pub fn follow(&self, cluster: &ClusterName) -> watch::Receiver<Option<Arc<Workload>>> {

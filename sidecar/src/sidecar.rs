@@ -160,6 +160,7 @@ async fn first_state(
         match apply_material(None, &state).and_then(|made| Ok((made, serving(&state)?))) {
             Ok((Some(identity), serving)) => {
                 apply_denied(&identity, &state);
+                identity.clock().correct(state.clock_correction_ms);
                 states.mark_changed();
                 return Some((identity, serving));
             }
@@ -278,6 +279,7 @@ impl Bound {
             error!(error = chain(&error), "the new certificate can't be used; the old one stays");
         }
         apply_denied(&self.identity, &state);
+        self.identity.clock().correct(state.clock_correction_ms);
         match serving(&state) {
             Ok(serving) => {
                 self.inbound.update(serving);

@@ -2,10 +2,10 @@
 //! requests do not notice, deploys go on, and the node whose clock it is says so.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
+use atoll_testkit::clock::{at_time, faketime};
 use atoll_testkit::{Load, Options, OwnNode, Platform, wait_until};
 use atoll_tests::shop_manifest;
 use rustix::process::Signal;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ fn a_wrong_clock_is_named_and_harms_nobody() {
             let began = Instant::now();
             let load = Load::start(platform.roaming_load_targets("shop", "/json"), PER_SECOND);
             load.wait_for_more(u64::from(PER_SECOND) / 2);
-            node.again(&platform, &environment(&library, time));
+            node.again(&platform, &at_time(&library, time));
             it_says_so(&platform, &node, what, ahead_ms);
             it_takes_part(&platform, &mut node);
             if what == "in 1970" {
@@ -63,33 +63,14 @@ fn a_wrong_clock_is_named_and_harms_nobody() {
     }
 }
 
-fn environment<'a>(library: &'a Path, time: &'a str) -> [(&'a str, &'a str); 5] {
-    [
-        ("LD_PRELOAD", library.to_str().unwrap()),
-        ("FAKETIME", time),
-        // Time that only moves forward is right on a machine whose clock is wrong.
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        ("DONT_FAKE_MONOTONIC", "1"),
-        ("NO_FAKE_STAT", "1"),
-    ]
-}
-
 fn manifest(value: &str) -> String {
     shop_manifest("shop", &[("fra", 1), ("was", 1)]) + &format!("\n[service.web.env]\nVALUE = \"{value}\"\n")
-}
-
-fn faketime() -> Option<PathBuf> {
-    let architectures = std::fs::read_dir("/usr/lib").ok()?;
-    architectures
-        .flatten()
-        .map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|path| path.exists())
 }
 
 /// In its log, and where operators look.
 fn it_says_so(platform: &Platform, node: &OwnNode, what: &str, ahead_ms: i64) {
     let name = &node.node().name;
-    wait_until(&format!("{name} {what} says that its clock is wrong: {}", node.log()), SOON, || {
+    wait_until(&format!("{name} {what} says that its clock is wrong"), SOON, || {
         node.log().contains("this machine's clock is wrong")
     });
     let mut shown = 0;

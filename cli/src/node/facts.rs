@@ -68,11 +68,7 @@ pub async fn run(
         for (kind, scope, facts) in &mut said {
             (facts.latitude, facts.longitude) = (config.latitude, config.longitude);
             facts.certificate_not_after_ms = identity.not_after_ms();
-            let correction = identity.clock().correction_ms();
-            // It moves by a few ms with each peer's word; that is no news.
-            if correction.abs_diff(facts.clock_correction_ms) > 5_000 || correction == 0 {
-                facts.clock_correction_ms = correction;
-            }
+            facts.clock_correction_ms = identity.clock().correction_ms();
             facts.draining = leaving.is_draining() || *wished.borrow();
             // Roles apply what arrives within milliseconds; what they could not apply they name.
             let (_, applied) = gossip.desired_version(scope);

@@ -3,7 +3,7 @@
 //! A machine's clock may be days off, and certificates live for days: judged by such a clock, every peer's
 //! would be over or not begun. Nodes tell each other the time on connections that are verified already; a
 //! node whose clock most others contradict judges by their time, and says that its own is wrong. What it
-//! can't do is to verify a first peer where its clock is off by more than certificates live.
+//! can't do is to verify a first peer where its clock is ahead by more than certificates live.
 //!
 //! Only where the clock disagrees by more than [`TOLERANCE`], so that nobody can move it in small steps, and
 //! only by the word of more than half of those heard, the node itself counted.
@@ -13,12 +13,15 @@ use atoll_model::NodeName;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 
 /// A clock that is off by less is right enough: certificates begin a minute before they are issued.
 pub const TOLERANCE: Duration = Duration::from_secs(10);
+/// A correction is not changed by less, ms.
+const NEWS_MS: u64 = 5_000;
 /// What a peer said counts for so long.
 const HEARD_FOR: Duration = Duration::from_secs(10 * 60);
 /// Least time between two lines about certificates that are out of their time.
@@ -33,7 +36,7 @@ pub struct Clock(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     /// What is to be added to the machine's clock, ms.
-    correction_ms: AtomicI64,
+    correction_ms: watch::Sender<i64>,
     /// It can't be earlier than this, ms since 1970: our own certificate was issued then.
     floor_ms: AtomicU64,
     /// When a certificate out of its time was last written of. Held for a comparison.
@@ -61,11 +64,17 @@ impl Clock {
     /// What is added to the machine's clock, ms: 0 where that is right, as far as is known.
     #[must_use]
     pub fn correction_ms(&self) -> i64 {
-        self.0.correction_ms.load(Ordering::Relaxed)
+        *self.0.correction_ms.borrow()
+    }
+
+    /// The correction, as it changes.
+    #[must_use]
+    pub fn corrections(&self) -> watch::Receiver<i64> {
+        self.0.correction_ms.subscribe()
     }
 
     /// A peer whose certificate was verified says what time it has. Control, by whose clock certificates are
-    /// issued, counts twice. True when the correction changed by more than [`TOLERANCE`].
+    /// issued, counts twice. True when the correction changed.
     pub fn heard(&self, peer: &NodeName, is_control: bool, their_ms: u64) -> bool {
         let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -82,11 +91,26 @@ impl Clock {
         self.correct(correction(votes))
     }
 
+    /// Whether other nodes have told us the time lately.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.values().any(|sample| sample.at.elapsed() < HEARD_FOR)
+    }
+
     /// Sets the correction, as somebody says who knows more (a sidecar's host). True when it changed by more
-    /// than [`TOLERANCE`].
+    /// than a few seconds.
     pub fn correct(&self, correction_ms: i64) -> bool {
-        let before = self.0.correction_ms.swap(correction_ms, Ordering::Relaxed);
-        before.abs_diff(correction_ms) > tolerance_ms().unsigned_abs()
+        // It moves by a few ms with each peer's word; that is no news.
+        let is_news = |before: i64| {
+            before != correction_ms && (correction_ms == 0 || before.abs_diff(correction_ms) > NEWS_MS)
+        };
+        self.0.correction_ms.send_if_modified(|correction| {
+            let news = is_news(*correction);
+            if news {
+                *correction = correction_ms;
+            }
+            news
+        })
     }
 
     /// A peer's certificate was refused because of the time. Says so, once a minute: a machine whose clock is off

@@ -175,6 +175,7 @@ async fn each_unfit_peer_is_refused_in_both_directions() {
     let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
     let only_edges = || PeerPolicy::NodeWithAny(roles(Role::Edge));
     let client = gateway.client_config(&[], only_edges());
+    hears_the_time(&gateway);
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
         let server = gateway.server_config(&[], only_edges(), auth);
         for (name, holder, why) in unfit(&ca, &other) {
@@ -188,6 +189,30 @@ async fn each_unfit_peer_is_refused_in_both_directions() {
         assert!(shake(&server, &good.client()).await.is_ok());
         assert!(shake(&good.server(), &client).await.is_ok());
     }
+}
+
+/// Another node has the same time as this one.
+fn hears_the_time(identity: &Identity) {
+    assert!(!identity.clock().heard(&"fra1-control".parse().unwrap(), true, identity.clock().now_ms()));
+}
+
+/// Our CA issues nothing for the future: a certificate from there shows that our clock is behind.
+#[tokio::test]
+async fn a_certificate_of_the_future_tells_the_time_to_who_knows_none() {
+    let ca = TestCa::new();
+    let future = ca.holder(&LeafSpec { not_before: Span::minutes(10), ..node(EDGE, "edge") });
+    let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
+    let server = gateway.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
+    let before_ms = gateway.clock().now_ms();
+    assert!(shake(&server, &future.client()).await.is_ok());
+    assert!(gateway.clock().now_ms() >= before_ms + 9 * 60_000, "it goes by that certificate's time");
+    let foreign = TestCa::new().holder(&LeafSpec { not_before: Span::minutes(20), ..node(EDGE, "edge") });
+    assert!(shake(&server, &foreign.client()).await.is_err(), "only our own CA is believed");
+
+    let told = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
+    hears_the_time(&told);
+    let server = told.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
+    assert!(shake(&server, &future.client()).await.is_err(), "others say that our clock is right");
 }
 
 #[tokio::test]

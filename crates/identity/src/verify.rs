@@ -16,6 +16,7 @@ use rustls::{
 };
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Whom a connection is for. Checked in the handshake, on both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +134,31 @@ pub(crate) struct PeerVerifier {
 }
 
 impl PeerVerifier {
+    /// Checks all but the policy. A certificate that begins in our future shows that our clock is behind: our
+    /// CA issues none for the future. It is believed for as long as no other node has told us the time.
+    fn in_time(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        tls_use: TlsUse,
+    ) -> Result<PeerIdentity, TrustError> {
+        use webpki::Error::{CertExpired, CertNotValidYet};
+        let fault = match self.trust.verify_tls(leaf, intermediates, now, tls_use) {
+            Err(fault @ TrustError::Chain(CertNotValidYet { .. })) if !self.clock.is_confirmed() => fault,
+            Err(fault @ TrustError::Chain(CertExpired { .. } | CertNotValidYet { .. })) => {
+                self.clock.out_of_time(leaf);
+                return Err(fault);
+            }
+            checked => return checked,
+        };
+        let begins_ms = PeerIdentity::from_certificate(leaf)?.not_before_ms;
+        let begins = UnixTime::since_unix_epoch(Duration::from_millis(begins_ms));
+        let Ok(peer) = self.trust.verify_tls(leaf, intermediates, begins, tls_use) else { return Err(fault) };
+        self.clock.not_before(begins_ms);
+        Ok(peer)
+    }
+
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
@@ -140,12 +166,7 @@ impl PeerVerifier {
         now: UnixTime,
         tls_use: TlsUse,
     ) -> Result<(), PeerRefusal> {
-        let peer = self.trust.verify_tls(leaf, intermediates, now, tls_use).inspect_err(|fault| {
-            use webpki::Error::{CertExpired, CertNotValidYet};
-            if matches!(fault, TrustError::Chain(CertExpired { .. } | CertNotValidYet { .. })) {
-                self.clock.out_of_time(leaf);
-            }
-        })?;
+        let peer = self.in_time(leaf, intermediates, now, tls_use)?;
         if self.connections.denies(&peer) {
             return Err(PeerRefusal::Denied(peer.id));
         }

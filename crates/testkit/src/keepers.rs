@@ -88,6 +88,9 @@ impl OwnNode {
 
 impl Drop for OwnNode {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.log.display(), self.log());
+        }
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }

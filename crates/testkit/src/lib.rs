@@ -9,6 +9,7 @@
 //! * [`Origin`]: an HTTP server that keeps what it was asked.
 //! * [`ForeignCa`], [`MeshClient`]: certificates from another CA, and a client that shows any certificate.
 //! * [`Disks`]: disks that are full, read-only or slow.
+//! * [`clock`]: processes whose clock is wrong.
 //! * [`network`]: a network namespace of the test's own, in which packets vanish.
 //! * [`wait_until`], [`processes`]: conditions with a deadline, and what `/proc` says.
 //!
@@ -22,6 +23,7 @@
 
 mod binary;
 mod cli;
+pub mod clock;
 mod curl;
 mod disk;
 mod keepers;
