@@ -9,7 +9,7 @@ mod receive;
 mod tests;
 
 use crate::store::Store as ControlStore;
-use crate::store::objects::Revision;
+use crate::store::objects::{Org, Revision};
 use atoll_bundle::{Digest, LIST_BYTES_MAX, List, Store, StoreError};
 use atoll_model::{Bundle, OrgName};
 use atoll_process::Metrics;
@@ -20,12 +20,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Uploads of contents at a time, all organizations together: each has a thread and half a MiB.
-const UPLOADS_MAX: usize = 32;
+const UPLOADS_MAX: usize = 64;
+/// Uploads and lists on their way of one organization: a slow one leaves room for others.
+const OF_ORG_MAX: usize = 8;
 /// Lists that are checked at a time: each can be 16 MiB and take a second.
 const CHECKS_MAX: usize = 4;
+
+/// How long a request waits for its turn.
+const TURN_WAIT: Duration = Duration::from_secs(10);
 
 /// What an operator sets about bundles: the section `[control.bundles]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +143,7 @@ struct OrgStore {
     /// Bytes of all contents, uploads that run included. Two uploads of the same content count twice until the
     /// next sweep.
     used: Mutex<u64>,
+    places: Arc<Semaphore>,
 }
 
 impl OrgStore {
@@ -145,7 +151,8 @@ impl OrgStore {
         let contents = Store::open(&root.join("contents"), keep_free)?;
         let lists = Store::open(&root.join("lists"), keep_free)?;
         let used = contents.contents()?.iter().map(|(_, bytes)| bytes).sum();
-        Ok(Self { contents, lists, used: Mutex::new(used) })
+        let places = Arc::new(Semaphore::new(OF_ORG_MAX));
+        Ok(Self { contents, lists, used: Mutex::new(used), places })
     }
 
     fn used(&self) -> u64 {
@@ -268,9 +275,28 @@ impl Bundles {
         self.0.metrics.fetched_bytes.inc_by(bytes);
     }
 
+    /// A place among the requests of the organization, waited for if need be.
+    pub(crate) async fn place(&self, org: &OrgName) -> Result<OwnedSemaphorePermit, BundleError> {
+        let (bundles, org) = (self.clone(), org.clone());
+        let store = tokio::task::spawn_blocking(move || bundles.of(&org)).await;
+        let store = store.map_err(|_panicked| BundleError::Busy)??;
+        in_turn(&store.places).await
+    }
+
     /// A place among those whose lists are checked.
-    pub(crate) async fn check_place(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        self.0.checks.clone().acquire_owned().await.ok()
+    pub(crate) async fn check_place(&self) -> Result<OwnedSemaphorePermit, BundleError> {
+        in_turn(&self.0.checks).await
+    }
+
+    /// Removes all that an organization uploaded: there is no such organization any more, and another one of
+    /// that name is to find nothing.
+    pub fn forget(&self, org: &OrgName) -> io::Result<()> {
+        let mut orgs = self.0.orgs.lock().unwrap_or_else(PoisonError::into_inner);
+        orgs.remove(org);
+        match std::fs::remove_dir_all(self.0.root.join(org.as_str())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Removes what no revision refers to and nobody asked for lately. `now` is the wall clock.
@@ -279,6 +305,10 @@ impl Bundles {
             .checked_sub(Duration::from_millis(self.0.config.unused_kept_ms))
             .unwrap_or(SystemTime::UNIX_EPOCH);
         for org in self.orgs()? {
+            if org != OrgName::default_org() && store.get::<Org>(org.as_str()).is_none() {
+                self.forget(&org)?;
+                continue;
+            }
             let revisions = store.list::<Revision>(&format!("{org}/"));
             let in_use: HashSet<Digest> = revisions
                 .iter()
@@ -312,4 +342,9 @@ impl Bundles {
         let names = entries.map(|entry| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok())));
         names.filter_map(io::Result::transpose).collect()
     }
+}
+
+async fn in_turn(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, BundleError> {
+    let turn = tokio::time::timeout(TURN_WAIT, places.clone().acquire_owned()).await;
+    turn.ok().and_then(Result::ok).ok_or(BundleError::Busy)
 }

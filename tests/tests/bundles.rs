@@ -66,6 +66,7 @@ fn app(platform: &Platform) -> PathBuf {
     fs::write(folder.join("bin/web"), PROGRAM).unwrap();
     fs::set_permissions(folder.join("bin/web"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(folder.join("static/page"), "one").unwrap();
+    fs::write(folder.join("static/nothing"), "").unwrap();
     std::os::unix::fs::symlink("page", folder.join("static/current")).unwrap();
     for n in 0..20 {
         fs::write(folder.join(format!("static/{n}.txt")), format!("text {n}")).unwrap();
@@ -102,7 +103,7 @@ fn folder_of(platform: &Platform, node: &Node, name: &str) -> PathBuf {
 
 fn a_deploy_brings_its_files(platform: &Platform, folder: &Path) {
     let output = platform.deploy(folder);
-    assert!(output.stderr.contains("web  22 files, 22 new, "), "{}", output.stderr);
+    assert!(output.stderr.contains("web  23 files, 23 new, "), "{}", output.stderr);
     for edge in [0, 1] {
         let said = said(platform, edge);
         assert_eq!((said["page"].as_str(), said["was_here"].as_bool()), (Some("one"), Some(false)), "{said}");
@@ -122,11 +123,11 @@ fn only_what_changed_travels(platform: &Platform, folder: &Path) {
         [uploads, fetched("fra1"), fetched("was1")]
     };
     let before = counts();
-    assert_eq!(before, [22.0, 22.0, 22.0]);
+    assert_eq!(before, [23.0, 23.0, 23.0]);
     fs::write(folder.join("static/page"), "two").unwrap();
     let output = platform.deploy(folder);
-    assert!(output.stderr.contains("web  22 files, 1 new, 3 bytes uploaded"), "{}", output.stderr);
-    assert_eq!(counts(), [23.0, 23.0, 23.0]);
+    assert!(output.stderr.contains("web  23 files, 1 new, 3 bytes uploaded"), "{}", output.stderr);
+    assert_eq!(counts(), [24.0, 24.0, 24.0]);
     for edge in [0, 1] {
         wait_until("the new page is served from a new folder", SOON, || {
             let said = said(platform, edge);
@@ -134,14 +135,14 @@ fn only_what_changed_travels(platform: &Platform, folder: &Path) {
         });
     }
     let output = platform.deploy(folder);
-    assert!(output.stderr.contains("web  22 files, none new"), "{}", output.stderr);
-    assert_eq!(counts(), [23.0, 23.0, 23.0]);
+    assert!(output.stderr.contains("web  23 files, none new"), "{}", output.stderr);
+    assert_eq!(counts(), [24.0, 24.0, 24.0]);
     let plan = platform.atoll().run_in(folder, &["plan", "--exit-code"]);
     assert_eq!(plan.code, 0, "{}{}", plan.stdout, plan.stderr);
     fs::write(folder.join("static/page"), "three").unwrap();
     let plan = platform.atoll().run_in(folder, &["plan", "--exit-code"]);
     assert_eq!(plan.code, 10, "{}{}", plan.stdout, plan.stderr);
-    assert_eq!(counts()[0], 23.0, "a plan uploads nothing");
+    assert_eq!(counts()[0], 24.0, "a plan uploads nothing");
     fs::write(folder.join("static/page"), "two").unwrap();
     for site in ["fra1", "was1"] {
         let instances = folder_of(platform, &host(platform, site), "instances");

@@ -5,6 +5,7 @@ use crate::apps::Refusal;
 use crate::apps::validate::Fault;
 use crate::bundles::BundleError;
 use crate::caller::Caller;
+use crate::store::objects::Org;
 use atoll_bundle::{BYTES_MAX, Digest, Entry, List, StoreError};
 use atoll_model::OrgName;
 use atoll_model::manifest::CompiledApp;
@@ -92,11 +93,12 @@ pub(super) async fn offer(
     Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Result<Response, Problem> {
-    let _place = api.bundles.check_place().await;
+    let _place = api.bundles.place(&caller.org).await?;
     let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|error| {
         let detail = format!("a bundle is described in at most {} MiB: {error}", BODY_BYTES_MAX >> 20);
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The request is too large", detail)
     })?;
+    let _turn = api.bundles.check_place().await?;
     let (bundles, org) = (api.bundles.clone(), caller.org.clone());
     let view = blocking(move || {
         let request: BundleRequest = super::changes::decode(&body)?;
@@ -158,6 +160,19 @@ pub(super) async fn check(api: &Api, org: &OrgName, app: &CompiledApp) -> Result
         if faults.is_empty() { Ok(()) } else { Err(Refusal::Invalid(faults).into()) }
     })
     .await
+}
+
+/// Removes what an organization that is gone uploaded. What can't be removed now is by a later sweep.
+pub(super) async fn forget(api: &Api, org: OrgName) {
+    // The answer may be one that was kept: the name can be another's by now.
+    if api.store.get::<Org>(org.as_str()).is_some() {
+        return;
+    }
+    let bundles = api.bundles.clone();
+    let gone = tokio::task::spawn_blocking(move || bundles.forget(&org)).await;
+    if let Ok(Err(error)) = gone {
+        tracing::warn!(%error, "bundles of an organization that is gone could not be removed");
+    }
 }
 
 /// Disks and hashes, on a thread that may wait.

@@ -1,6 +1,6 @@
 //! Taking a content as it arrives.
 
-use super::{BundleError, Bundles, OrgStore};
+use super::{BundleError, Bundles, OrgStore, in_turn};
 use atoll_bundle::{BYTES_MAX, Digest};
 use atoll_model::OrgName;
 use bytes::Bytes;
@@ -13,8 +13,6 @@ use tokio::sync::mpsc;
 const PIECES: usize = 8;
 /// A client that sends nothing for this long has gone.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long an upload waits for its turn.
-const TURN_WAIT: Duration = Duration::from_secs(10);
 
 enum Piece {
     Data(Bytes),
@@ -54,12 +52,11 @@ impl Bundles {
         digest: Digest,
         body: impl Stream<Item = Result<Bytes, E>> + Unpin,
     ) -> Result<u64, BundleError> {
-        let turn = tokio::time::timeout(TURN_WAIT, self.0.uploads.clone().acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(BundleError::Busy) };
+        let turns = (self.place(org).await?, in_turn(&self.0.uploads).await?);
         let (pieces, arriving) = mpsc::channel(PIECES);
         let (bundles, org) = (self.clone(), org.clone());
         let writing = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _turns = turns;
             bundles.write(&org, digest, arriving)
         });
         feed(body, pieces).await;

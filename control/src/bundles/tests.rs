@@ -116,19 +116,19 @@ async fn what_no_revision_uses_goes_after_a_while() {
     let (_folder, bundles) = bundles(small());
     let folder = tempfile::tempdir().unwrap();
     let (store, _feed) = ControlStore::open(folder.path(), 1).unwrap();
-    let acme = org("acme");
+    let own = org("default");
     for content in [&b"old"[..], b"both", b"new"] {
-        upload(&bundles, &acme, Digest::of(content), &[content]).await.unwrap();
+        upload(&bundles, &own, Digest::of(content), &[content]).await.unwrap();
     }
     let (old, new) = (list(&[b"old", b"both"]), list(&[b"both", b"new"]));
-    bundles.offer(&acme, &old).unwrap();
-    bundles.offer(&acme, &new).unwrap();
+    bundles.offer(&own, &old).unwrap();
+    bundles.offer(&own, &new).unwrap();
     let mut spec: atoll_model::ServiceSpec =
         serde_json::from_value(shop(&[("fra", 1)])["services"]["web"].clone()).unwrap();
     spec.bundle = Some(Bundle { digest: new.digest().to_string(), size: new.size() });
     let revision = Revision {
         id: atoll_model::RevisionId::from_parts(1, 1),
-        cluster: "acme/shop/web".parse().unwrap(),
+        cluster: "default/shop/web".parse().unwrap(),
         number: 1,
         spec,
         created_ms: 1,
@@ -138,12 +138,34 @@ async fn what_no_revision_uses_goes_after_a_while() {
     store.change(move |change| change.put(&revision)).await.unwrap();
     let now = SystemTime::now();
     bundles.sweep(&store, now).unwrap();
-    assert!(bundles.list(&acme, &old.digest()).is_some(), "it was just used");
+    assert!(bundles.list(&own, &old.digest()).is_some(), "it was just used");
     let later = now + Duration::from_secs(25 * 3_600);
     bundles.sweep(&store, later).unwrap();
-    assert!(bundles.list(&acme, &old.digest()).is_none());
-    assert!(bundles.content(&acme, &Digest::of(b"old")).is_err());
-    assert!(bundles.content(&acme, &Digest::of(b"both")).is_ok());
-    assert!(bundles.list(&acme, &new.digest()).is_some());
-    assert_eq!(bundles.of(&acme).unwrap().used(), 7);
+    assert!(bundles.list(&own, &old.digest()).is_none());
+    assert!(bundles.content(&own, &Digest::of(b"old")).is_err());
+    assert!(bundles.content(&own, &Digest::of(b"both")).is_ok());
+    assert!(bundles.list(&own, &new.digest()).is_some());
+    assert_eq!(bundles.of(&own).unwrap().used(), 7);
+    // An organization that is gone leaves nothing, used lately or not.
+    let gone = org("gone");
+    upload(&bundles, &gone, Digest::of(b"both"), &[b"both"]).await.unwrap();
+    bundles.sweep(&store, now).unwrap();
+    assert!(bundles.content(&gone, &Digest::of(b"both")).is_err());
+}
+
+#[tokio::test]
+async fn a_slow_organization_leaves_room_for_others() {
+    let (_folder, bundles) = bundles(small());
+    let (slow, quick) = (org("slow"), org("quick"));
+    let mut held = Vec::new();
+    for _ in 0..OF_ORG_MAX {
+        held.push(bundles.place(&slow).await.unwrap());
+    }
+    upload(&bundles, &quick, Digest::of(b"x"), &[b"x"]).await.unwrap();
+    let content = upload(&bundles, &slow, Digest::of(b"x"), &[b"x"]);
+    tokio::pin!(content);
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut content).await;
+    assert!(waits.is_err(), "it has as many as it may");
+    held.pop();
+    content.await.unwrap();
 }

@@ -4,19 +4,21 @@ use crate::bundles::Bundles;
 use crate::store::Store;
 use crate::store::objects::{Node, Placement, Revision};
 use atoll_bundle::{Digest, List};
-use atoll_model::{ClusterName, OrgName};
+use atoll_model::{ClusterName, NodeName, OrgName};
 use atoll_wire::node::{BundlePiece, FetchBundleRequest};
 use bytes::Bytes;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Seek, SeekFrom};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 
 /// Hosts that are sent to at a time, each by a thread with a MiB; the others ask again.
-const FETCHES_MAX: usize = 32;
+const FETCHES_MAX: usize = 64;
+/// Of them for one host; it asks for four.
+const OF_HOST_MAX: usize = 8;
 /// Contents in one request.
 const CONTENTS_MAX: usize = 1_024;
 const PIECE: usize = 128 * 1024;
@@ -27,16 +29,35 @@ const STALLED: Duration = Duration::from_secs(30);
 
 pub(super) type Pieces = mpsc::Receiver<Result<BundlePiece, Status>>;
 
+/// Held for as long as a stream runs: among the host's own, and among all.
+type Place = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 /// What sends bundles.
 #[derive(Debug)]
 pub(super) struct Sending {
     bundles: Bundles,
     places: Arc<Semaphore>,
+    of_hosts: Mutex<HashMap<NodeName, Weak<Semaphore>>>,
 }
 
 impl Sending {
     pub(super) fn new(bundles: Bundles) -> Self {
-        Self { bundles, places: Arc::new(Semaphore::new(FETCHES_MAX)) }
+        let places = Arc::new(Semaphore::new(FETCHES_MAX));
+        Self { bundles, places, of_hosts: Mutex::default() }
+    }
+
+    /// A place for a host, if there is one.
+    fn place(&self, node: &NodeName) -> Option<Place> {
+        let of_host = {
+            let mut of_hosts = self.of_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+            of_hosts.retain(|_, places| places.strong_count() > 0);
+            of_hosts.get(node).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let places = Arc::new(Semaphore::new(OF_HOST_MAX));
+                of_hosts.insert(node.clone(), Arc::downgrade(&places));
+                places
+            })
+        };
+        Some((of_host.try_acquire_owned().ok()?, self.places.clone().try_acquire_owned().ok()?))
     }
 
     /// Sends what a host asks for, if it may have it.
@@ -63,7 +84,7 @@ impl Sending {
                 "no instance of {cluster} with that bundle is placed on this host"
             )));
         }
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
+        let Some(place) = self.place(&node.name) else {
             return Err(Status::resource_exhausted("control sends bundles to many hosts now: ask again"));
         };
         let (pieces, sent) = mpsc::channel(PIECES);
@@ -93,7 +114,7 @@ struct Line {
     pieces: mpsc::Sender<Result<BundlePiece, Status>>,
     runtime: Handle,
     bundles: Bundles,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Line {
@@ -128,7 +149,9 @@ impl Line {
             }
             let failed = |error: std::io::Error| {
                 tracing::error!(%org, content = %digest, %error, "a content of a bundle cannot be read");
-                Status::unavailable("control cannot read a content of the bundle; its log says why")
+                Status::data_loss(
+                    "control cannot read a content of the bundle; its log says why. Deploy again",
+                )
             };
             let mut file = self.bundles.content(org, digest).map_err(failed)?;
             file.seek(SeekFrom::Start(*offset)).map_err(failed)?;

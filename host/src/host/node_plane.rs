@@ -61,7 +61,11 @@ pub(super) fn fetch(channel: Channel) -> Fetch {
 /// What control decided stays so; all else is a matter of time.
 fn not_sent(status: &Status) -> FetchError {
     match status.code() {
-        Code::NotFound | Code::PermissionDenied | Code::InvalidArgument | Code::Unimplemented => {
+        Code::NotFound
+        | Code::PermissionDenied
+        | Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::DataLoss => {
             FetchError::Refused(format!("control does not send the service's files: {}", status.message()))
         }
         code => FetchError::Away(format!("{code:?}: {}", status.message())),
