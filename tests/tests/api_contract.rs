@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Generated calls of each operation, beside those at the edges of what is described.
 const EXAMPLES: &str = "6";
+/// It is read, and not called.
+const DOCUMENT: &str = "GET /v1/openapi.json";
 /// What need not go well here: the nodes are needed, and a region that is drained in between is not ready.
 const NOT_WELL: [&str; 2] = ["DELETE /v1/nodes/{name}", "GET /v1/ready"];
 
@@ -76,6 +78,9 @@ fn assert_all_were_called(platform: &Platform, seen: &Path) {
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys() {
             let label = format!("{} {path}", method.to_uppercase());
+            if label == DOCUMENT {
+                continue;
+            }
             let statuses = seen.get(&label).unwrap_or_else(|| panic!("{label} was not called"));
             let went_well = statuses.keys().any(|status| (200..300).contains(status));
             assert!(went_well || NOT_WELL.contains(&label.as_str()), "{label}: {statuses:?}");

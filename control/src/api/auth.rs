@@ -47,6 +47,10 @@ pub(super) async fn guard(
         Ok(Some(caller)) => {
             request.extensions_mut().insert(caller.clone());
             let response = answer(request, next, longest(&operation)).await;
+            // Some depends on what is asked for: another organization, a token of a higher role.
+            if response.status() == StatusCode::FORBIDDEN {
+                forbidden(&api, &operation, &caller);
+            }
             if operation.method != Method::GET && response.status().is_success() {
                 audit::unless_settled(&api, &caller, response.status()).await;
             }
@@ -69,13 +73,7 @@ fn admit(api: &Api, operation: &Operation, request: &Request, id: &str) -> Resul
                 Problem::unauthorized()
             })?;
             if caller.role < role {
-                api.metrics.forbidden.inc();
-                let (method, path) = (&operation.method, &operation.template);
-                let (by, token, object) = (&caller.name, &caller.token, &caller.asked.object);
-                tracing::warn!(
-                    %method, path, object, org = %caller.org, by, token, role = caller.role.as_str(),
-                    needs = role.as_str(), request_id = id, "a request was refused: the token's role may not do it"
-                );
+                forbidden(api, operation, &caller);
                 return Err(Problem::role_needed(role, &caller.name, caller.role));
             }
             Some(caller)
@@ -84,6 +82,18 @@ fn admit(api: &Api, operation: &Operation, request: &Request, id: &str) -> Resul
     api.metrics.requests.inc();
     known_parameters(operation, request.uri().query().unwrap_or_default())?;
     Ok(caller)
+}
+
+fn forbidden(api: &Api, operation: &Operation, caller: &Caller) {
+    api.metrics.forbidden.inc();
+    let (method, path) = (&operation.method, &operation.template);
+    let (by, token, object) = (&caller.name, &caller.token, &caller.asked.object);
+    let (role, least, request_id) =
+        (caller.role.as_str(), operation.least.as_str(), &caller.asked.request_id);
+    tracing::warn!(
+        %method, path, object, org = %caller.org, by, token, role, least, request_id,
+        "a request was refused: the token's role may not do it"
+    );
 }
 
 /// A parameter that nobody reads is a mistake that the caller should hear of.
