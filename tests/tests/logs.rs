@@ -99,6 +99,10 @@ fn lines_are_chosen_and_in_order(platform: &Platform) {
     assert_eq!(lines(&[id, "--grep", "needle"]), "needle 0\n", "one instance has no label");
     assert_eq!(lines(&["--instance", id, "-n", "3"]).lines().count(), 3);
     assert_eq!(lines(&["talk", "-n", "2", "--region", "fra"]).lines().count(), 4, "two of each instance");
+    // Later than times are exact.
+    wait_until("beats follow", SOON, || {
+        lines(&[id, "-n", "1000"]).lines().skip_while(|line| *line != "needle 0").count() > 10
+    });
     tell(first, "/say/late");
     wait_until("the late line is written", SOON, || !lines(&[id, "--grep", "late"]).is_empty());
     let since = objects(&lines(&[id, "--grep", "late", "-o", "json"]))[0]["at_ms"].as_u64().unwrap();
@@ -260,7 +264,7 @@ fn a_host_that_is_away_is_named(platform: &Platform) {
 }
 
 fn following_goes_on_over_a_restart_of_control_without_doubles(platform: &Platform) {
-    let follower = Follower::start(platform, &["logs", "talk", "-f", "-o", "json"]);
+    let follower = Follower::start(platform, &["logs", "talk", "-f", "-n", "1", "-o", "json"]);
     wait_until("lines come", SOON, || follower.count() > 20);
     let control = platform.node("fra1", "control").pid;
     processes::kill(control);

@@ -206,11 +206,12 @@ impl LogFile {
     }
 
     fn rotate(&self, extent: &mut Extent, from: u64) -> io::Result<()> {
-        let copied = self.copy_away(from);
         let counted = self.readers.load(Ordering::Acquire) > 0;
         if counted {
+            // Before the copy: after it every moment loses what is written in it.
             extent.lines += count_lines(&self.current, 0, from).unwrap_or(0);
         }
+        let copied = self.copy_away(from);
         // Also when the disk is too full for a copy: then it is the more urgent.
         OpenOptions::new().write(true).open(&self.current)?.set_len(0)?;
         let bytes = *copied.as_ref().unwrap_or(&0);
@@ -231,9 +232,11 @@ impl LogFile {
         let mut source = File::open(&self.current)?;
         source.seek(SeekFrom::Start(from))?;
         let copied = File::create(&temporary).and_then(|mut target| {
-            let copied = io::copy(&mut source.take(self.bytes_max), &mut target)?;
+            let mut rest = source.take(self.bytes_max);
+            let copied = io::copy(&mut rest, &mut target)?;
             std::fs::rename(&temporary, &self.previous)?;
-            Ok(copied)
+            // What came meanwhile: little, so that next to nothing comes while it is copied.
+            Ok(copied + io::copy(&mut rest, &mut target)?)
         });
         if copied.is_err() {
             // Readers of a copy that is not of this rotation would be misled; and its room is needed.
