@@ -86,6 +86,14 @@ enum Step {
     Fail(OrgName, ObjectId, Cause),
 }
 
+impl Step {
+    fn deploy(&self) -> &ObjectId {
+        match self {
+            Self::Promote(_, deploy) | Self::Finish(_, deploy) | Self::Fail(_, deploy, _) => deploy,
+        }
+    }
+}
+
 /// What edges said of a deploy.
 type EdgeAnswers = (ObjectId, BTreeMap<NodeName, EdgeStatus>);
 
@@ -148,7 +156,12 @@ impl Reconciler {
         let situation = view.situation(timing, now_ms);
         self.report(&view.wishes, &situation, edges);
         let mut steps = self.steps(&view.wishes, &situation, edges);
-        let mut actions = if steps.is_empty() { view.plan(timing, now_ms) } else { Vec::new() };
+        // The next look decides on the rest.
+        steps.truncate(STEPS_MAX);
+        let changing = steps.iter().filter_map(|step| view.wishes.deploys.get(step.deploy()));
+        let changing = changing.map(|deploy| (deploy.org.clone(), deploy.app.clone())).collect();
+        let mut actions = view.plan(timing, now_ms, &changing);
+        actions.truncate(ACTIONS_MAX);
         self.metrics.services_looked_at.inc_by(view.looked_at as u64);
         self.metrics.revision.set(view.wishes.revision.unwrap_or(0).try_into().unwrap_or(i64::MAX));
         self.metrics.placements.set(view.wishes.instances.len().try_into().unwrap_or(i64::MAX));
@@ -156,9 +169,6 @@ impl Reconciler {
         if steps.is_empty() && actions.is_empty() {
             return Ok(false);
         }
-        // The next look decides on the rest.
-        steps.truncate(STEPS_MAX);
-        actions.truncate(ACTIONS_MAX);
         let failed = steps.iter().filter(|step| matches!(step, Step::Fail(..))).count();
         let context = Context { now_ms, ..self.context.clone() };
         self.store.change(move |change| apply(change, &context, steps, actions)).await?;

@@ -10,7 +10,7 @@ use super::wishes::Wishes;
 use crate::config::Timing;
 use crate::store::Store;
 use crate::world::World;
-use atoll_model::{ClusterName, NodeName};
+use atoll_model::{AppName, ClusterName, NodeName, OrgName};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -85,10 +85,20 @@ impl View {
         }
     }
 
-    /// The next steps.
-    pub(super) fn plan(&mut self, timing: &Timing, now_ms: u64) -> Vec<Action> {
+    /// The next steps, but of services whose app is about to change: what they are to have is not known yet.
+    pub(super) fn plan(
+        &mut self,
+        timing: &Timing,
+        now_ms: u64,
+        changing: &BTreeSet<(OrgName, AppName)>,
+    ) -> Vec<Action> {
         let mut names = std::mem::take(&mut self.wishes.dirty);
         names.append(&mut self.restless);
+        let wait = |name: &&ClusterName| {
+            !changing.is_empty() && changing.contains(&(name.org.clone(), name.app.clone()))
+        };
+        let waiting: BTreeSet<ClusterName> = names.iter().filter(wait).cloned().collect();
+        names.retain(|name| !waiting.contains(name));
         let services: Vec<&Wanted> = names.iter().filter_map(|name| self.wishes.services.get(name)).collect();
         let situation = self.situation(timing, now_ms);
         let actions = plan(services.iter().copied(), &self.wishes.load, &situation);
@@ -96,6 +106,7 @@ impl View {
         let restless = restless.map(|service| service.cluster.clone()).collect();
         self.looked_at = services.len();
         self.restless = restless;
+        self.restless.extend(waiting);
         actions
     }
 }

@@ -291,7 +291,7 @@ proptest! {
                     let settled = |memory: &Memory| memory.is_settled(id, platform.now_ms, timing.settle_ms);
                     prop_assert_eq!(settled(&view.memory), settled(&memory));
                 }
-                let actions = view.plan(&timing, platform.now_ms);
+                let actions = view.plan(&timing, platform.now_ms, &BTreeSet::new());
                 prop_assert_eq!(&actions, &expected);
                 platform.act(actions).await;
             }
@@ -322,25 +322,43 @@ async fn one_change_among_many_services_is_one_service_looked_at() {
     // Everything is placed, gets healthy and settles.
     for _ in 0..4 {
         view.update(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
-        let actions = view.plan(&timing, platform.now_ms);
+        let actions = view.plan(&timing, platform.now_ms, &BTreeSet::new());
         platform.act(actions).await;
         platform.happens(Event::Say(State::Healthy)).await;
         platform.now_ms += timing.settle_ms + 1;
     }
     view.update_without_sweep(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
-    view.plan(&timing, platform.now_ms);
+    view.plan(&timing, platform.now_ms, &BTreeSet::new());
     assert_eq!(view.wishes.instances.len(), 1_000);
     view.update_without_sweep(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
-    assert_eq!((view.plan(&timing, platform.now_ms), view.looked_at), (vec![], 0));
+    assert_eq!((view.plan(&timing, platform.now_ms, &BTreeSet::new()), view.looked_at), (vec![], 0));
 
     platform.happens(Event::SayOne { pick: 7, state: State::Unhealthy }).await;
     view.update_without_sweep(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
-    view.plan(&timing, platform.now_ms);
+    view.plan(&timing, platform.now_ms, &BTreeSet::new());
     assert_eq!(view.looked_at, 1);
     platform.happens(Event::SayOne { pick: 7, state: State::Healthy }).await;
     platform.now_ms += timing.settle_ms + 1;
     platform.happens(Event::Deploy { service: 1, number: 2, min: 0 }).await;
     view.update(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
-    view.plan(&timing, platform.now_ms);
+    view.plan(&timing, platform.now_ms, &BTreeSet::new());
     assert!(view.looked_at <= 2 + SWEEP, "{}", view.looked_at);
+}
+
+#[tokio::test]
+async fn what_an_app_is_to_have_is_not_decided_while_it_changes_and_others_do_not_wait() {
+    let mut platform = Platform::new();
+    platform.happens(Event::Deploy { service: 0, number: 1, min: 1 }).await;
+    platform.happens(Event::Deploy { service: 2, number: 1, min: 1 }).await;
+    let timing = Timing::default();
+    let mut view = View::default();
+    view.update(platform.now_ms, &platform.store, Arc::new(platform.world.clone()));
+    let changing = [(cluster(0).org, cluster(0).app)].into();
+    let of = |actions: Vec<Action>| -> BTreeSet<ClusterName> {
+        let placed = |action| if let Action::Place { cluster, .. } = action { Some(cluster) } else { None };
+        actions.into_iter().filter_map(placed).collect()
+    };
+    assert_eq!(of(view.plan(&timing, platform.now_ms, &changing)), [cluster(2)].into());
+    let both = of(view.plan(&timing, platform.now_ms, &BTreeSet::new()));
+    assert_eq!(both, [cluster(0), cluster(2)].into(), "none was written");
 }
