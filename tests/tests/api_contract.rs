@@ -150,7 +150,7 @@ fn known_calls(platform: &Platform) -> Value {
         "GET /v1/deploys/{id}": [{ "path": { "id": deploy } }],
         "GET /v1/deploys/{id}/events": [{ "path": { "id": deploy } }],
         "PUT /v1/apps/{app}": fuzz,
-        "DELETE /v1/apps/{app}": (0..3).map(|n| json!({ "path": { "app": format!("victim-{n}") } })).collect::<Vec<_>>(),
+        "DELETE /v1/apps/{app}": several(|n| json!({ "path": { "app": format!("victim-{n}") } })),
         "POST /v1/bundles": [{ "json": { "entries": [entry] } }],
         "PUT /v1/blobs/{sha256}": [{ "path": { "sha256": digest }, "bytes": content }],
         "POST /v1/apps/{app}/rollback": [{ "path": { "app": "known" }, "json": { "service": "web" } }],
@@ -168,7 +168,13 @@ fn known_calls(platform: &Platform) -> Value {
         "DELETE /v1/tokens/join/{id}": join_tokens,
         "POST /v1/tokens/join": [{ "json": { "roles": ["gateway"], "site": "fra1" } }],
         "DELETE /v1/orgs/{org}": orgs,
+        "POST /v1/orgs": several(|n| json!({ "json": { "name": format!("made-{n}") } })),
+        "POST /v1/tokens/api": several(|n| json!({ "json": { "name": format!("made-{n}"), "role": "deploy" } })),
     })
+}
+
+fn several(one: impl Fn(usize) -> Value) -> Vec<Value> {
+    (0..3).map(one).collect()
 }
 
 /// A self-signed certificate for a domain, with its key.
