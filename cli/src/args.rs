@@ -115,6 +115,9 @@ pub enum Command {
     /// Removals that wait, because they would empty much at once
     #[command(after_help = examples::HELD)]
     Held(HeldArgs),
+    /// What edges keep of an app's responses
+    #[command(subcommand, after_help = examples::CACHE)]
+    Cache(CacheCommand),
     /// What an instance, or a service's instances, wrote
     #[command(after_help = examples::LOGS)]
     Logs(LogsArgs),
@@ -338,6 +341,37 @@ pub struct TopArgs {
     /// Show each instance too
     #[arg(short, long)]
     pub instances: bool,
+}
+
+/// `atoll cache …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum CacheCommand {
+    /// Let no edge answer from what it has stored of this, and wait until none does
+    #[command(after_help = examples::CACHE)]
+    Purge(PurgeArgs),
+}
+
+/// `atoll cache purge`
+#[derive(Debug, Clone, Args)]
+pub struct PurgeArgs {
+    /// Of which app
+    #[arg(long)]
+    pub app: String,
+    /// Responses with this tag (`Cache-Tag`, `Surrogate-Key`); can be given more than once
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// This address; can be given more than once
+    #[arg(long = "url", value_name = "URL")]
+    pub urls: Vec<String>,
+    /// Paths that begin so; can be given more than once
+    #[arg(long = "prefix", value_name = "PATH")]
+    pub prefixes: Vec<String>,
+    /// Everything of the app
+    #[arg(long, conflicts_with_all = ["tags", "urls", "prefixes"], required_unless_present_any = ["tags", "urls", "prefixes"])]
+    pub all: bool,
+    /// Let it be validated before it is used again, instead of fetched anew
+    #[arg(long)]
+    pub soft: bool,
 }
 
 /// `atoll ca …`

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod access;
+mod cache;
 mod completions;
 mod context;
 mod deploy;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli) -> Outcome<ExitCode> {
         Command::Nodes(args) => block_on(nodes::run(args, global)).map(done),
         Command::Sites => block_on(lists::run(&lists::SITES, None, global)).map(done),
         Command::Drain(args) => block_on(drain::run(args, global)).map(done),
+        Command::Cache(args) => block_on(cache::run(args, global)).map(done),
         Command::Held(args) => block_on(nodes::held(args, global)).map(done),
         Command::Logs(args) => block_on(logs::run(args, global)).map(done),
         Command::Top(args) => block_on(top::run(args, global)).map(done),

@@ -20,6 +20,7 @@ mod openapi;
 mod orgs;
 mod pages;
 mod problem;
+mod purges;
 mod releases;
 mod routes;
 mod schema;

@@ -16,9 +16,9 @@ pub use again::{Which, accept_revision, accept_scale};
 pub use plan::{PlannedChange, plan_changes};
 
 use crate::certificates::Certificates;
-use crate::store::objects::{App, Cause, Deploy, DeployState, Placement, Revision, Service};
+use crate::store::objects::{App, AppPurges, Cause, Deploy, DeployState, Placement, Revision, Service};
 use crate::store::{Change, StoreError};
-use atoll_model::{AppName, ObjectId, OrgName, RevisionId};
+use atoll_model::{AppName, Kind, ObjectId, OrgName, RevisionId};
 use std::sync::Arc;
 
 /// What changes of apps need beside the store.
@@ -210,6 +210,8 @@ fn purge(change: &mut Change<'_>, org: &OrgName, app: &AppName) -> Result<(), St
     for domain in domains::of_app(change, org, app) {
         domains::forget(change, &domain);
     }
+    change.remove::<AppPurges>(&format!("{org}/{app}"));
+    change.undesire(Kind::PURGES, "", &format!("{org}/{app}"));
     if let Some(stored) = change.get::<App>(&format!("{org}/{app}")) {
         for deploy in &stored.past {
             change.remove::<Deploy>(&format!("{org}/{deploy}"));

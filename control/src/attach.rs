@@ -2,8 +2,8 @@
 
 use atoll_model::NodeName;
 use atoll_wire::node::{
-    CanServe, Cancel, ControlMessage, More, NodeMessage, ReadLogs, ReadStats, Stats, control_message::Ask,
-    node_message::Answer,
+    CanServe, Cancel, ControlMessage, More, NodeMessage, PurgeApplied, ReadLogs, ReadStats, Stats,
+    control_message::Ask, node_message::Answer,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -181,7 +181,7 @@ impl Attached {
         version: u64,
         within: Duration,
     ) -> Result<(), AskError> {
-        let question = CanServe { domain: domain.to_owned(), version, placed_nowhere: false };
+        let question = CanServe { domain: domain.to_owned(), version, ..CanServe::default() };
         self.ask_whether_it_serves(edge, question, within).await
     }
 
@@ -192,17 +192,19 @@ impl Attached {
         question: CanServe,
         within: Duration,
     ) -> Result<(), AskError> {
-        let mut answers = self.ask(edge, Ask::CanServe(question))?;
-        match tokio::time::timeout(within, answers.next()).await {
-            Err(_elapsed) => Err(AskError::Timeout),
-            Ok(None) => Err(AskError::Gone),
-            Ok(Some(message)) => match message.answer {
-                Some(Answer::Serve(serve)) if serve.serves => Ok(()),
-                Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
-                Some(Answer::Error(error)) => Err(AskError::Node(error)),
-                Some(Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
-            },
-        }
+        serve_answer(self.ask(edge, Ask::CanServe(question))?, within).await
+    }
+
+    /// Whether an edge has applied an app's purges up to that one: nothing, or why that is not known.
+    pub async fn has_purged(
+        &self,
+        edge: &NodeName,
+        app: &str,
+        seq: u64,
+        within: Duration,
+    ) -> Result<(), AskError> {
+        let question = PurgeApplied { app: app.to_owned(), seq };
+        serve_answer(self.ask(edge, Ask::PurgeApplied(question))?, within).await
     }
 
     /// Asks a host for an instance's output.
@@ -313,6 +315,20 @@ impl Drop for Place {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The answer to a question of yes or why not.
+async fn serve_answer(mut answers: Answers, within: Duration) -> Result<(), AskError> {
+    match tokio::time::timeout(within, answers.next()).await {
+        Err(_elapsed) => Err(AskError::Timeout),
+        Ok(None) => Err(AskError::Gone),
+        Ok(Some(message)) => match message.answer {
+            Some(Answer::Serve(serve)) if serve.serves => Ok(()),
+            Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
+            Some(Answer::Error(error)) => Err(AskError::Node(error)),
+            Some(Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
+        },
+    }
 }
 
 #[cfg(test)]

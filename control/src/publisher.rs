@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The kinds of desired state.
-const KINDS: [Kind; 8] = [
+const KINDS: [Kind; 10] = [
     Kind::VIRTUAL_HOST,
     Kind::CLUSTER,
     Kind::CERTIFICATE,
@@ -21,6 +21,8 @@ const KINDS: [Kind; 8] = [
     Kind::DRAIN,
     Kind::REGION_DRAIN,
     Kind::PLACEMENT,
+    Kind::REGION_CLUSTER,
+    Kind::PURGES,
 ];
 /// After a comparison that failed.
 const RETRY: Duration = Duration::from_secs(1);

@@ -20,6 +20,13 @@ Examples:
 
 When everything works it prints `ready` on stdout and writes DIR/dev.json (addresses, pids, token).";
 
+pub(super) const CACHE: &str = "\
+Examples:
+  atoll cache purge --app shop --tag product-42
+  atoll cache purge --app shop --url https://shop.example.com/p?x=1
+  atoll cache purge --app shop --prefix /p/ --soft    validated before it is used again
+  atoll cache purge --app shop --all";
+
 pub(super) const NODE: &str = "\
 Examples:
   atoll node --config /etc/atoll/edge.toml

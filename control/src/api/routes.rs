@@ -75,12 +75,14 @@ table! {
         lists::services, lists::revisions, lists::instances,
         domains::list, domains::show, domains::routes,
         logs::read, top::read,
+        purges::show,
     }
     Deploy {
         apps::deploy, apps::remove,
         bundles::offer, bundles::upload,
         releases::rollback, releases::scale,
         domains::put, domains::remove,
+        purges::create,
     }
     Admin {
         api_tokens::list, api_tokens::create, api_tokens::remove,

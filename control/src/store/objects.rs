@@ -448,6 +448,106 @@ macro_rules! stored {
     };
 }
 
+/// What of an app's stored responses edges are not to use any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppPurges {
+    /// The owner.
+    pub org: OrgName,
+    /// The app.
+    pub app: AppName,
+    /// Purges up to this one were left out for being old.
+    pub floor: u64,
+    /// The newest ones, in their order.
+    pub marks: Vec<StoredPurge>,
+}
+
+/// One purge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredPurge {
+    /// Its place in the order.
+    pub seq: u64,
+    /// What it names.
+    pub what: Purged,
+    /// Stale, instead of gone.
+    pub soft: bool,
+}
+
+/// What a purge names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purged {
+    /// All of the app.
+    All,
+    /// What carries a tag.
+    Tag(String),
+    /// One address.
+    Url {
+        /// The domain.
+        host: String,
+        /// Path and query.
+        target: String,
+    },
+    /// Paths that begin so.
+    Prefix(String),
+}
+
+impl std::fmt::Display for Purged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Tag(tag) => write!(f, "tag {tag}"),
+            Self::Url { host, target } => write!(f, "url https://{host}{target}"),
+            Self::Prefix(prefix) => write!(f, "prefix {prefix}"),
+        }
+    }
+}
+
+/// Purges that one app's record holds: with the longest names they fit into its 64 KiB.
+const PURGE_BYTES_MAX: usize = 40 * 1024;
+
+impl AppPurges {
+    /// The last purge; 0 for none.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.marks.last().map_or(self.floor, |mark| mark.seq)
+    }
+
+    /// Adds one behind the others, and leaves out the oldest where they would be too many. Gives its place: at least the one
+    /// that it came with.
+    pub fn add(&mut self, mark: StoredPurge) -> u64 {
+        let seq = mark.seq.max(self.last() + 1);
+        self.marks.push(StoredPurge { seq, ..mark });
+        let bytes = |mark: &StoredPurge| mark.what.to_string().len() + 24;
+        let mut total: usize = self.marks.iter().map(bytes).sum();
+        while total > PURGE_BYTES_MAX && self.marks.len() > 1 {
+            let oldest = self.marks.remove(0);
+            self.floor = oldest.seq;
+            total -= bytes(&oldest);
+        }
+        seq
+    }
+
+    /// As edges read it.
+    #[must_use]
+    pub fn to_record(&self) -> atoll_wire::record::Purges {
+        use atoll_wire::record::{Purge, PurgedUrl, Purges, purge::What};
+        let mark = |mark: &StoredPurge| Purge {
+            seq: mark.seq,
+            what: Some(match &mark.what {
+                Purged::All => What::All(true),
+                Purged::Tag(tag) => What::Tag(tag.clone()),
+                Purged::Url { host, target } => {
+                    What::Url(PurgedUrl { host: host.clone(), target: target.clone() })
+                }
+                Purged::Prefix(prefix) => What::Prefix(prefix.clone()),
+            }),
+            soft: mark.soft,
+        };
+        Purges { floor: self.floor, marks: self.marks.iter().map(mark).collect() }
+    }
+}
+
+stored!(AppPurges, "purges", |o| format!("{}/{}", o.org, o.app));
 stored!(App, "app", |o| format!("{}/{}", o.org, o.app));
 stored!(Service, "service", |o| o.cluster.to_string());
 stored!(Revision, "revision", |o| format!("{}/{}", o.cluster, o.id));
