@@ -71,7 +71,7 @@ impl Serving {
     /// That another one is loaded, or none.
     pub fn has_certificate(&self, domain: &str, fingerprint: &str) -> Result<(), String> {
         match self.shared.certificates.find(domain) {
-            Some(loaded) if loaded.fingerprint == fingerprint => Ok(()),
+            Some(loaded) if loaded.fingerprint_hex() == fingerprint => Ok(()),
             Some(_) => Err(format!("the new certificate for `{domain}` is not loaded yet")),
             None => Err(format!("the certificate for `{domain}` is not loaded yet")),
         }

@@ -17,7 +17,7 @@ use atoll_mesh_ca::MeshCa;
 use atoll_model::Role;
 use atoll_process::admin::Parameters;
 use atoll_process::{Drain, Metrics, Tasks};
-use atoll_wire::node::{ProcessStats, Stats};
+use atoll_wire::node::{CanServe, ProcessStats, Stats};
 use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -202,14 +202,13 @@ fn answers(
     if let Some(serving) = serving.cloned() {
         let edge = serving.clone();
         answers.purged = Some(Arc::new(move |question| edge.has_purged(&question.app, question.seq)));
-        answers.serves =
-            Some(Arc::new(move |question: &CanServe| {
-                serving.can_serve(&question.domain, question.version, question.placed_nowhere)?;
-                match question.fingerprint.as_str() {
-                    "" => Ok(()),
-                    wanted => serving.has_certificate(&question.domain, wanted),
-                }
-            }));
+        answers.serves = Some(Arc::new(move |question: &CanServe| {
+            serving.can_serve(&question.domain, question.version, question.placed_nowhere)?;
+            match question.fingerprint.as_str() {
+                "" => Ok(()),
+                wanted => serving.has_certificate(&question.domain, wanted),
+            }
+        }));
     }
     if let Some(host) = host.cloned() {
         answers.read_log = Some(Arc::new(move |question| {

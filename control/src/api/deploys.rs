@@ -16,8 +16,9 @@ pub(super) fn status(api: &Api, caller: &Caller, id: &str) -> Result<DeployStatu
     let deploy =
         stored.ok_or_else(|| Problem::not_found(format!("there is no deploy `{}`", id.escape_debug())))?;
     let domains = api.store.filed_tails::<Domain>(&format!("{}/{}/", deploy.org, deploy.app));
-    let domains = domains.iter().filter_map(|tail| tail.split_once('/'));
-    let mut status = DeployStatus::of(&deploy, domains.map(|(_, domain)| api.config.url(domain)).collect());
+    let names = domains.iter().filter_map(|tail| Some(tail.split_once('/')?.1));
+    let urls = names.filter(|name| !name.starts_with("*.")).map(|name| api.config.url(name));
+    let mut status = DeployStatus::of(&deploy, urls.collect());
     if let Some(latest) = api.progresses.latest(&deploy.id) {
         status.regions = latest.regions;
         status.edges = latest.edges;

@@ -13,6 +13,7 @@ use crate::store::Page;
 use crate::store::objects::{Domain, Revision, Service};
 use atoll_model::{AppName, Role, ServiceName};
 use atoll_process::clock::unix_ms;
+use atoll_wire::node::CanServe;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
@@ -198,10 +199,21 @@ pub(super) async fn show(
         name.strip_prefix("*.").map_or_else(|| name.clone(), |parent| format!("atoll-check.{parent}"));
     let world = api.world();
     let edges: Vec<_> = world.alive_with(Role::Edge).map(|(name, _)| name.clone()).collect();
+    let service = api.store.get::<Service>(&stored.cluster.to_string());
+    let wanted = target(&api, &stored).zip(service).map(|(revision, service)| {
+        let regions = revision.spec.regions.iter();
+        regions.map(|(region, bounds)| u64::from(service.wanted(region, *bounds))).sum::<u64>()
+    });
+    let question = CanServe {
+        domain: asked,
+        version,
+        placed_nowhere: wanted == Some(0),
+        fingerprint: stored.fingerprint.clone(),
+    };
     let questions = edges.into_iter().map(|edge| {
-        let (api, asked) = (&api, &asked);
+        let (api, question) = (&api, question.clone());
         async move {
-            let answer = api.attached.can_serve(&edge, asked, version, EDGE_ANSWER).await;
+            let answer = api.attached.ask_whether_it_serves(&edge, question, EDGE_ANSWER).await;
             let detail = answer.as_ref().err().map(ToString::to_string).unwrap_or_default();
             (edge.to_string(), EdgeStatus { serves: answer.is_ok(), detail })
         }

@@ -120,7 +120,10 @@ fn service_view(api: &Api) -> impl FnMut(Service) -> ServiceView {
             );
         }
         let domains = api.store.filed_tails::<Domain>(&format!("{}/", service.cluster));
-        let domain = domains.first().and_then(|tail| tail.split_once('/'));
+        // The platform's own name: it is there for as long as the service is.
+        let zone = format!(".{}", api.config.zone);
+        let mut names = domains.iter().filter_map(|tail| Some(tail.split_once('/')?.1));
+        let domain = names.find(|name| name.ends_with(&zone));
         ServiceView {
             id: service.id.to_string(),
             app: service.cluster.app.to_string(),
@@ -130,7 +133,7 @@ fn service_view(api: &Api) -> impl FnMut(Service) -> ServiceView {
             number: revision.as_ref().map(|revision| revision.number),
             last_good: service.current.map(String::from),
             public: revision.is_some_and(|revision| revision.spec.public),
-            url: domain.map(|(_, domain)| api.config.url(domain)),
+            url: domain.map(|domain| api.config.url(domain)),
             regions,
         }
     }

@@ -262,14 +262,16 @@ impl Reconciler {
         let question = |domain: Domain| {
             let target = wishes.services.get(&domain.cluster).and_then(|service| service.target.as_ref());
             let placed_nowhere = target.is_some_and(|target| target.regions.values().all(|want| *want == 0));
-            CanServe { domain: domain.domain, version: deploy.version, placed_nowhere }
+            CanServe { domain: domain.domain, version: deploy.version, placed_nowhere, ..CanServe::default() }
         };
-        domains.into_iter().map(question).collect()
+        // What leads to one of its own leads to the platform's name of the same service, too.
+        domains.into_iter().filter(|domain| !domain.own).map(question).collect()
     }
 
     fn domains_of(&self, deploy: &Deploy) -> Vec<String> {
         let tails = self.store.filed_tails::<Domain>(&format!("{}/{}/", deploy.org, deploy.app));
-        tails.iter().filter_map(|tail| Some(tail.split_once('/')?.1.to_owned())).collect()
+        let names = tails.iter().filter_map(|tail| Some(tail.split_once('/')?.1.to_owned()));
+        names.filter(|name| !name.starts_with("*.")).collect()
     }
 }
 
