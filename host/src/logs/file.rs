@@ -33,10 +33,14 @@ pub struct LogFile {
 struct Extent {
     /// The position at which the previous file begins; `base` where there is none.
     oldest: u64,
+    /// The position at which the previous file ends. What comes from there to `base` was lost in the rotation.
+    previous_end: u64,
     /// The position at which the current file begins.
     base: u64,
     /// Lines before `base`, from anywhere: only differences count.
     lines: i64,
+    /// Lines from `previous_end` to `base`.
+    lines_lost: i64,
     times: TimesFile,
 }
 
@@ -79,7 +83,8 @@ impl LogFile {
             // It was truncated, and we ended before we had noted that.
             base = times.noted();
         }
-        let extent = Extent { oldest: base.saturating_sub(before), base, lines: 0, times };
+        let oldest = base.saturating_sub(before);
+        let extent = Extent { oldest, previous_end: base, base, lines: 0, lines_lost: 0, times };
         Self {
             current,
             previous,
@@ -122,8 +127,8 @@ impl LogFile {
         let end = extent.base + size_of(&self.current);
         let from = extent.oldest.max(mark.0).max(end.saturating_sub(TAIL_BYTES as u64));
         let mut bytes = Vec::new();
-        if from < extent.base {
-            let (from, to) = (from - extent.oldest, extent.base - extent.oldest);
+        if from < extent.previous_end {
+            let (from, to) = (from - extent.oldest, extent.previous_end - extent.oldest);
             bytes = read_at(&self.previous, from, to).unwrap_or_default();
         }
         let from = from.saturating_sub(extent.base);
@@ -162,12 +167,12 @@ impl LogFile {
         let mut start = from.clamp(extent.oldest, end);
         let upto = |start: u64, end: u64| end.min(start + bytes_max as u64);
         let mut bytes = Vec::new();
-        if start < extent.base {
-            let (from, to) = (start - extent.oldest, upto(start, extent.base) - extent.oldest);
+        if start < extent.previous_end {
+            let (from, to) = (start - extent.oldest, upto(start, extent.previous_end) - extent.oldest);
             bytes = read_at(&self.previous, from, to).unwrap_or_default();
-            if bytes.is_empty() {
-                start = extent.base;
-            }
+        }
+        if start < extent.base && bytes.is_empty() {
+            start = extent.base;
         }
         if start >= extent.base && start < end {
             let (from, to) = (start - extent.base, upto(start, end) - extent.base);
@@ -183,8 +188,8 @@ impl LogFile {
         if position >= extent.base {
             return Ok(extent.lines + count_lines(&self.current, 0, position - extent.base)?);
         }
-        let (from, to) = (position.saturating_sub(extent.oldest), extent.base - extent.oldest);
-        Ok(extent.lines - count_lines(&self.previous, from, to)?)
+        let (from, to) = (position.saturating_sub(extent.oldest), extent.previous_end - extent.oldest);
+        Ok(extent.lines - extent.lines_lost - count_lines(&self.previous, from, to)?)
     }
 
     /// Rotates the file if it comes near its bound, else notes how long it is.
@@ -212,15 +217,24 @@ impl LogFile {
             extent.lines += count_lines(&self.current, 0, from).unwrap_or(0);
         }
         let copied = self.copy_away(from);
+        let bytes = *copied.as_ref().unwrap_or(&0);
+        let (kept_to, size) = (from + bytes, size_of(&self.current));
+        extent.lines_lost = 0;
+        if counted {
+            extent.lines_lost = count_lines(&self.current, kept_to, size).unwrap_or(0);
+        }
         // Also when the disk is too full for a copy: then it is the more urgent.
         OpenOptions::new().write(true).open(&self.current)?.set_len(0)?;
-        let bytes = *copied.as_ref().unwrap_or(&0);
         if counted {
-            extent.lines += count_lines(&self.previous, 0, bytes).unwrap_or(0);
+            extent.lines += count_lines(&self.previous, 0, bytes).unwrap_or(0) + extent.lines_lost;
         }
-        let oldest = extent.base + from;
-        extent.oldest = oldest;
-        extent.base = oldest + bytes;
+        let begun = extent.base;
+        extent.base = begun + size.max(kept_to);
+        extent.previous_end = begun + kept_to;
+        // Without a copy there is no previous file.
+        extent.oldest = if bytes > 0 { begun + from } else { extent.base };
+        extent.previous_end = extent.previous_end.max(extent.oldest);
+        let oldest = extent.oldest;
         let noted = extent.times.rotated(extent.base, oldest);
         copied.and(noted)
     }

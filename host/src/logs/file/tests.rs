@@ -86,3 +86,20 @@ fn overwritten_lines_are_counted() {
     let lost = reading.lines_before(piece.start).unwrap() - seen;
     assert!((19..=21).contains(&lost), "two of the first, two rotations of nine: {lost}");
 }
+
+#[test]
+fn what_is_lost_in_a_rotation_is_counted_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = Arc::new(LogFile::new(folder.path().join("out"), 100));
+    let reading = file.reading();
+    append(&file, "1\n2\n3\n");
+    let seen = reading.lines_before(4).unwrap();
+    append(&file, &"123456789\n".repeat(9));
+    // The copy can't be made: all that was not read is lost.
+    std::fs::create_dir(folder.path().join("out.1.new")).unwrap();
+    assert!(file.look().is_err());
+    append(&file, "next\n");
+    let piece = reading.read(4, 100).unwrap();
+    assert_eq!((piece.start, piece.bytes.as_slice()), (96, &b"next\n"[..]), "the end of what was there");
+    assert_eq!(reading.lines_before(piece.start).unwrap() - seen, 10);
+}
