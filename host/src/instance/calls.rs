@@ -60,15 +60,7 @@ impl Instance {
     /// those that somebody else has, unless the program knows them already.
     pub(super) fn hear_sidecar(&mut self) -> Event {
         let said = self.sidecar_said.borrow_and_update().clone();
-        if self
-            .sidecar_state
-            .borrow()
-            .calls
-            .iter()
-            .filter(|call| call.port == 0)
-            .map(|call| &call.cluster)
-            .ne(&said.wants)
-        {
+        if !self.has_told(&said.wants) {
             self.take_neighbours();
         }
         let open: BTreeSet<u32> = said.ports_open.iter().copied().collect();
@@ -77,6 +69,12 @@ impl Instance {
             listens &= !self.replace_ports(&said);
         }
         Event::SidecarStatus { address: said.address, drained: said.drained, listens }
+    }
+
+    /// Whether the sidecar knows of the services that it asks for by name, and of no others.
+    fn has_told(&self, wants: &[String]) -> bool {
+        let state = self.sidecar_state.borrow();
+        state.calls.iter().filter(|call| call.port == 0).map(|call| &call.cluster).eq(wants)
     }
 
     fn listener_ports(&self) -> impl Iterator<Item = u16> {
