@@ -1,5 +1,5 @@
 //! Bundles as control keeps them: for each organization the contents that it uploaded, and the lists that they
-//! make bundles of. Below the data folder: `bundles/<organization>/contents` and `…/lists`.
+//! make bundles of. Below the data folder: `uploads/<organization>/contents` and `…/lists`.
 //!
 //! An organization's store is its own: what another one has is neither told nor used, though it be the same.
 //! What no revision refers to goes after a while.
@@ -186,7 +186,7 @@ impl Bundles {
     #[must_use]
     pub fn new(data_dir: &Path, config: BundlesConfig, metrics: &Metrics) -> Self {
         Self(Arc::new(Inner {
-            root: data_dir.join("bundles"),
+            root: data_dir.join("uploads"),
             config,
             metrics: BundleMetrics::new(metrics),
             orgs: Mutex::default(),

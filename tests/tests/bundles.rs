@@ -248,7 +248,7 @@ fn hostile_uploads_are_refused(platform: &Platform) {
     let answer = client.call("PUT", "/v1/apps/hostile", &spec.to_string());
     assert_eq!(answer.status, 422, "{answer:?}");
     assert!(answer.json()["detail"].as_str().unwrap().contains("there is no bundle"), "{answer:?}");
-    let incoming = folder_of(platform, &control(platform), "bundles/default/contents/incoming");
+    let incoming = folder_of(platform, &control(platform), "uploads/default/contents/incoming");
     assert_eq!(fs::read_dir(incoming).unwrap().count(), 0);
 }
 

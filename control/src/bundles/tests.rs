@@ -91,7 +91,7 @@ async fn what_is_not_what_it_says_leaves_nothing() {
     let long = upload(&bundles, &acme, digest, &[b"0123456789", b"1"]).await;
     assert!(matches!(long, Err(BundleError::OrgFull(10))));
     assert_eq!(bundles.of(&acme).unwrap().used(), 0);
-    let incoming = folder.path().join("bundles/acme/contents/incoming");
+    let incoming = folder.path().join("uploads/acme/contents/incoming");
     assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0);
     upload(&bundles, &acme, digest, &[b"one"]).await.unwrap();
     upload(&bundles, &acme, digest, &[b"one"]).await.unwrap();
