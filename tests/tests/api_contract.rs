@@ -130,6 +130,8 @@ fn known_calls(platform: &Platform) -> Value {
     change("PUT", "/v1/domains/www.example.com", domain.clone());
     let other = own_domain("api.example.com", "shop");
     change("PUT", "/v1/domains/api.example.com", other);
+    let purge = json!({ "all": true, "tags": [], "urls": [], "prefixes": [], "soft": false });
+    let purged = change("POST", "/v1/apps/shop/purges", purge.clone());
     let node = json!([{ "path": { "name": host } }]);
     let region = json!([{ "path": { "region": "fra" } }]);
     let content = "#!/bin/sh\n";
@@ -151,6 +153,8 @@ fn known_calls(platform: &Platform) -> Value {
         "GET /v1/deploys/{id}/events": [{ "path": { "id": deploy } }],
         "PUT /v1/apps/{app}": fuzz,
         "DELETE /v1/apps/{app}": several(|n| json!({ "path": { "app": format!("victim-{n}") } })),
+        "POST /v1/apps/{app}/purges": [{ "path": { "app": "shop" }, "json": purge }],
+        "GET /v1/apps/{app}/purges/{seq}": [{ "path": { "app": "shop", "seq": purged["seq"] } }],
         "POST /v1/bundles": [{ "json": { "entries": [entry] } }],
         "PUT /v1/blobs/{sha256}": [{ "path": { "sha256": digest }, "bytes": content }],
         "POST /v1/apps/{app}/rollback": [{ "path": { "app": "known" }, "json": { "service": "web" } }],

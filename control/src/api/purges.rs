@@ -113,7 +113,7 @@ pub(super) async fn create(
 
 #[utoipa::path(get, path = "/v1/apps/{app}/purges/{seq}",
     params(("app" = String, Path,), ("seq" = u64, Path,)),
-    responses((status = 200, body = PurgeState), (status = 404, body = Problem)))]
+    responses((status = 200, body = PurgeState), (status = 404, body = Problem), (status = 422, body = Problem)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
