@@ -78,8 +78,9 @@ impl Bundles {
     pub fn open(data_dir: &Path, keep_free: u64, fetch: Fetch, metrics: &Metrics) -> io::Result<Self> {
         let root = data_dir.join("bundles");
         Ok(Self {
-            contents: Arc::new(Store::open(&root.join("contents"), keep_free)?),
-            lists: Arc::new(Store::open(&root.join("lists"), keep_free)?),
+            // What a power failure damages is noticed at its next use, and fetched again.
+            contents: Arc::new(Store::open(&root.join("contents"), keep_free)?.unsynced()),
+            lists: Arc::new(Store::open(&root.join("lists"), keep_free)?.unsynced()),
             fetch,
             metrics: BundleMetrics::new(metrics),
             places: Semaphore::new(FETCHES_MAX),
@@ -202,10 +203,10 @@ impl Bundles {
         let lists = self.lists.sweep(|digest| in_use.contains(digest), unused_since)?;
         let mut needed = HashSet::new();
         for (digest, _) in self.lists.contents()? {
-            let text = self.lists.read_all(&digest, LIST_BYTES_MAX as u64)?;
-            let Some(list) = std::str::from_utf8(&text).ok().and_then(|text| List::parse(text).ok()) else {
-                continue;
-            };
+            // One that is damaged is fetched again with what it needs.
+            let text = self.lists.read_all(&digest, LIST_BYTES_MAX as u64).ok();
+            let list = text.and_then(|text| List::parse(std::str::from_utf8(&text).ok()?).ok());
+            let Some(list) = list else { continue };
             needed.extend(list.contents().into_iter().map(|(digest, _)| digest));
         }
         let contents = self.contents.sweep(|digest| needed.contains(digest), unused_since)?;

@@ -62,6 +62,7 @@ pub struct Swept {
 pub struct Store {
     root: PathBuf,
     keep_free: u64,
+    sync: bool,
     serial: AtomicU64,
     /// Held while a content is marked as used and while one is removed: what was just said to be here is not
     /// taken away.
@@ -78,7 +79,20 @@ impl Store {
             _ => {}
         }
         DirBuilder::new().recursive(true).mode(0o700).create(&incoming)?;
-        Ok(Self { root: root.to_owned(), keep_free, serial: AtomicU64::new(0), gate: Mutex::default() })
+        Ok(Self {
+            root: root.to_owned(),
+            keep_free,
+            sync: true,
+            serial: AtomicU64::new(0),
+            gate: Mutex::default(),
+        })
+    }
+
+    /// The same, without waiting for the disk at each content: for who can have them again, and checks each
+    /// content before it is used. After a power failure some may be damaged.
+    #[must_use]
+    pub fn unsynced(self) -> Self {
+        Self { sync: false, ..self }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -227,19 +241,24 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Checks the whole, and puts it where it belongs. It is on disk when this returns. Gives its size.
+    /// Checks the whole, and puts it where it belongs. It is on disk when this
+    /// returns, unless the store is [`Store::unsynced`]. Gives its size.
     pub fn finish(mut self) -> Result<u64, StoreError> {
         let found = std::mem::take(&mut self.hasher).finish();
         if found != self.digest {
             return Err(StoreError::Mismatch { expected: self.digest, found });
         }
         self.file.set_permissions(Permissions::from_mode(0o400))?;
-        self.file.sync_all()?;
+        if self.store.sync {
+            self.file.sync_all()?;
+        }
         let target = self.store.path(&self.digest);
         let shard = target.parent().unwrap_or(&self.store.root);
         DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
         fs::rename(&self.path, &target)?;
-        File::open(shard)?.sync_all()?;
+        if self.store.sync {
+            File::open(shard)?.sync_all()?;
+        }
         Ok(self.written)
     }
 }
