@@ -5,6 +5,7 @@ use super::tunnels::Tunnels;
 use super::view::RegionView;
 use crate::tunnel::Tunnel;
 use atoll_model::{NodeName, RegionName};
+use atoll_routing::endpoint::State;
 use atoll_routing::region::{self, Candidate, Decision, Hysteresis};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,11 +17,23 @@ const NO_INSTANCE_FOR: Duration = Duration::from_secs(1);
 /// Clusters remembered; beyond it the memory starts anew. About 100 bytes each.
 const CLUSTERS_MAX: usize = 100_000;
 
+/// How long a choice holds for the first tries of further requests, while the region's tunnel is up and nothing fails:
+/// shorter than what tunnels tell is old. A busy edge so decides a few times a second, not for each request.
+const HOLDS_FOR: Duration = Duration::from_millis(20);
+
+/// The region that was chosen last.
+#[derive(Debug)]
+struct Chosen {
+    region: RegionName,
+    /// Until when it holds without another look.
+    until: Instant,
+}
+
 /// What a worker remembers.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// The region chosen last for a cluster's first tries.
-    chosen: RefCell<HashMap<String, RegionName>>,
+    chosen: RefCell<HashMap<String, Chosen>>,
     /// Until when a region is left out for a cluster.
     refused: RefCell<HashMap<String, Vec<(RegionName, Instant)>>>,
 }
@@ -72,12 +85,18 @@ impl Memory {
         tried: &Tried,
         now: Instant,
     ) -> Option<Target> {
+        let first_try = tried.gateways.is_empty() && tried.regions.is_empty();
+        if let Some(region) = self.held(name, now).filter(|_| first_try)
+            && let Some((gateway, tunnel, State::Healthy)) = tunnels.pick(&region, &[], rand::random())
+        {
+            return Some(Target { region, gateway, tunnel });
+        }
         let regions = tunnels.regions(said, name, among);
         let refused = self.refused_now(name, now);
         let is_tried = |region: &RegionName| {
             tried.regions.contains(region) || !tunnels.has_untried(region, &tried.gateways)
         };
-        let previous = self.chosen.borrow().get(name).cloned();
+        let previous = self.chosen.borrow().get(name).map(|chosen| chosen.region.clone());
         let choose = |heed: bool| {
             let excluded = |view: &RegionView| {
                 (view.tunnel_up && is_tried(&view.region)) || (heed && refused.contains(&view.region))
@@ -96,20 +115,40 @@ impl Memory {
             return None;
         };
         let region = chosen.region.clone();
-        // A retry's detour is no reason to stay there.
-        if tried.gateways.is_empty() && tried.regions.is_empty() && previous.as_ref() != Some(&region) {
-            self.remember(name, &region);
+        // A retry's detour is no reason to stay there, and a guess none to stop looking.
+        if first_try {
+            self.remember(name, &region, if decision.panic { now } else { now + HOLDS_FOR });
         }
-        let (gateway, tunnel) = tunnels.pick(&region, &tried.gateways, rand::random())?;
+        let (gateway, tunnel, _) = tunnels.pick(&region, &tried.gateways, rand::random())?;
         Some(Target { region, gateway, tunnel })
     }
 
-    fn remember(&self, cluster: &str, region: &RegionName) {
-        let mut chosen = self.chosen.borrow_mut();
-        if chosen.len() >= CLUSTERS_MAX {
-            chosen.clear();
+    /// The region of a choice that still holds.
+    fn held(&self, cluster: &str, now: Instant) -> Option<RegionName> {
+        let chosen = self.chosen.borrow();
+        chosen.get(cluster).filter(|chosen| now < chosen.until).map(|chosen| chosen.region.clone())
+    }
+
+    fn remember(&self, cluster: &str, region: &RegionName, until: Instant) {
+        let mut all = self.chosen.borrow_mut();
+        if let Some(chosen) = all.get_mut(cluster) {
+            chosen.until = until;
+            if chosen.region != *region {
+                chosen.region = region.clone();
+            }
+            return;
         }
-        chosen.insert(cluster.to_owned(), region.clone());
+        if all.len() >= CLUSTERS_MAX {
+            all.clear();
+        }
+        all.insert(cluster.to_owned(), Chosen { region: region.clone(), until });
+    }
+
+    /// A try has failed: the next request is decided anew.
+    pub(super) fn note_failure(&self, cluster: &str, now: Instant) {
+        if let Some(chosen) = self.chosen.borrow_mut().get_mut(cluster) {
+            chosen.until = now;
+        }
     }
 
     /// A region has said that it has no instance of the cluster.
@@ -137,5 +176,28 @@ impl Memory {
         let refused = self.refused.borrow();
         let of_cluster = refused.get(cluster).map_or(&[][..], Vec::as_slice);
         of_cluster.iter().filter(|(_, until)| *until > now).map(|(region, _)| region.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_choice_holds_for_moments_and_not_beyond_a_failure() {
+        let (memory, start) = (Memory::default(), Instant::now());
+        let (fra, was) = ("fra".parse().unwrap(), "was".parse().unwrap());
+        assert_eq!(memory.held("c", start), None);
+        memory.remember("c", &fra, start + HOLDS_FOR);
+        assert_eq!(memory.held("c", start).as_ref(), Some(&fra));
+        assert_eq!(memory.held("other", start), None);
+        assert_eq!(memory.held("c", start + HOLDS_FOR), None);
+        memory.remember("c", &was, start + HOLDS_FOR);
+        assert_eq!(memory.held("c", start).as_ref(), Some(&was));
+        memory.note_failure("c", start);
+        assert_eq!(memory.held("c", start), None);
+        // It is still what the next decision compares with.
+        assert_eq!(memory.chosen.borrow()["c"].region, was);
     }
 }

@@ -137,6 +137,7 @@ impl Regions {
     ) {
         tried.gateways.push(target.gateway.clone());
         let InternalAnswer { hop, reason, .. } = made;
+        self.memory.note_failure(cluster, Instant::now());
         if reason == Reason::NoInstance {
             self.memory.note_refusal(cluster, &target.region, Instant::now());
         }

@@ -143,16 +143,16 @@ impl Tunnels {
     }
 
     /// The tunnel of a region that has the least to do, of two taken by chance; those of `tried`
-    /// gateways are left out.
+    /// gateways are left out. With the state that it was chosen from: draining where nothing better is left.
     pub(super) fn pick(
         &self,
         region: &RegionName,
         tried: &[NodeName],
         random: u64,
-    ) -> Option<(NodeName, Tunnel)> {
+    ) -> Option<(NodeName, Tunnel, endpoint::State)> {
         let open = self.open.borrow();
-        let of_region: Vec<&Open> = open.values().filter(|open| open.gateway.region == *region).collect();
-        let candidate = |open: &&Open| endpoint::Candidate {
+        let of_region = || open.values().filter(|open| open.gateway.region == *region);
+        let candidate = |open: &Open| endpoint::Candidate {
             state: match (open.tunnel.state().connected, open.gateway.draining) {
                 (true, false) => endpoint::State::Healthy,
                 (true, true) => endpoint::State::Draining,
@@ -161,9 +161,9 @@ impl Tunnels {
             load: u32::try_from(open.tunnel.peer().in_flight()).unwrap_or(u32::MAX),
             excluded: tried.contains(&open.gateway.name),
         };
-        let pick = endpoint::pick(of_region.iter().map(candidate), random)?;
-        let chosen = of_region.get(pick.index)?;
-        Some((chosen.gateway.name.clone(), chosen.tunnel.clone()))
+        let pick = endpoint::pick(of_region().map(candidate), random)?;
+        let chosen = of_region().nth(pick.index)?;
+        Some((chosen.gateway.name.clone(), chosen.tunnel.clone(), pick.state))
     }
 
     /// Whether a region has a gateway left that can be asked.
