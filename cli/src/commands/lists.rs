@@ -206,8 +206,12 @@ pub(super) async fn number_revisions(api: &Api, instances: &mut [Value]) -> Outc
 
 /// Gives apps the sums and URLs of their services.
 fn add_services(apps: &mut [Value], services: &[Value]) {
+    let mut by_app: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for service in services {
+        by_app.entry(service["app"].as_str().unwrap_or_default()).or_default().push(service);
+    }
     for app in apps {
-        let own: Vec<&Value> = services.iter().filter(|service| service["app"] == app["app"]).collect();
+        let own = by_app.remove(app["app"].as_str().unwrap_or_default()).unwrap_or_default();
         let regions =
             || own.iter().filter_map(|service| service["regions"].as_object()).flat_map(|r| r.values());
         let sum = |key: &str| regions().filter_map(|counts| counts[key].as_u64()).sum::<u64>();
