@@ -88,17 +88,5 @@ impl Default for Limits {
 
 /// Whether this version reads records of the kind.
 pub(crate) fn is_known(kind: Kind) -> bool {
-    [
-        Kind::NODE,
-        Kind::REGION_NODE,
-        Kind::SUMMARY,
-        Kind::INSTANCE,
-        Kind::VIRTUAL_HOST,
-        Kind::CLUSTER,
-        Kind::CERTIFICATE,
-        Kind::DENIAL,
-        Kind::REGION_DENIAL,
-        Kind::PLACEMENT,
-    ]
-    .contains(&kind)
+    Kind::KNOWN.contains(&kind)
 }

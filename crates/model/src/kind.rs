@@ -64,6 +64,25 @@ impl Kind {
     /// Where an instance is to run. Key: `host/instance`. Body: `Placement`.
     pub const PLACEMENT: Self = Self(REGION | 4 << 8 | 1);
 
+    /// Every kind that this version knows. Gossip keeps others within a small quota: one that is not named here is
+    /// lost where there is much of it.
+    pub const KNOWN: [Self; 14] = [
+        Self::NODE,
+        Self::REGION_NODE,
+        Self::SUMMARY,
+        Self::INSTANCE,
+        Self::VIRTUAL_HOST,
+        Self::CLUSTER,
+        Self::CERTIFICATE,
+        Self::DENIAL,
+        Self::REGION_DENIAL,
+        Self::REGION_CLUSTER,
+        Self::DRAIN,
+        Self::PURGES,
+        Self::REGION_DRAIN,
+        Self::PLACEMENT,
+    ];
+
     /// The scope class, or nothing for a number outside the scheme.
     #[must_use]
     pub const fn scope_class(self) -> Option<ScopeClass> {
