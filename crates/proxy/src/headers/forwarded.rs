@@ -43,9 +43,23 @@ const CLIENT_FIELDS: [&str; 8] = [
     "fastly-client-ip",
 ];
 
-/// Removes what the client says about itself: `X-Forwarded-*`, `Forwarded`, `X-Real-Ip` and their like.
+/// Fields by which some programs take another host or path than the request's: what is stored under the request's own would be
+/// another's answer (cache poisoning).
+const OVERRIDES: [HeaderName; 5] = [
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-http-host-override"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
+
+/// Removes what the client says about itself, `X-Forwarded-*`, `Forwarded`, `X-Real-Ip` and their like, and what it says its request
+/// were in truth.
 pub fn strip_forwarded(headers: &mut HeaderMap) {
     strip_prefixed(headers, &CLIENT_FIELDS);
+    for name in &OVERRIDES {
+        headers.remove(name);
+    }
 }
 
 /// Says who the client is: `X-Forwarded-For`, `-Proto`, `-Host` and `Forwarded` (RFC 7239).

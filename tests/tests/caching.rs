@@ -1,0 +1,211 @@
+//! The cache through every hop, with an instance that counts what reaches it.
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use atoll_testkit::{CurlAnswer, Edge, Options, Platform, wait_until};
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(30);
+const PROGRAM: &str = include_str!("caching/instance.py");
+
+#[test]
+fn edges_answer_from_memory_and_forget_when_told() {
+    let platform = Platform::start(Options::regions(&["fra", "was"]));
+    let folder = manifest(&platform);
+    platform.deploy(&folder);
+    wait_until("it answers", SOON, || get(&platform, "/ready", &[]).status == 200);
+    the_second_is_a_hit(&platform);
+    many_at_a_time_cost_one(&platform);
+    what_is_not_in_the_key_changes_nothing(&platform);
+    what_is_for_one_client_stays_with_it(&platform);
+    purges_reach_every_edge(&platform);
+    an_edge_that_was_away_hears_of_a_purge(&platform);
+    what_breaks_off_is_not_kept(&platform);
+}
+
+/// One instance in one region, whichever edge asks.
+fn manifest(platform: &Platform) -> PathBuf {
+    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    let python = String::from_utf8(output.stdout).unwrap();
+    let text = format!(
+        "manifest = 1\napp = \"counts\"\n[regions]\nfra = {{ min = 1 }}\n[service.web]\nrun = [{:?}, \"instance.py\", \"$PORT\"]\npublic = true\n",
+        python.trim()
+    );
+    let folder = platform.manifest("counts", &text);
+    std::fs::write(folder.join("instance.py"), PROGRAM).unwrap();
+    folder
+}
+
+fn at(platform: &Platform, edge: &Edge, path: &str, arguments: &[&str]) -> CurlAnswer {
+    platform.curl(edge, "counts", path).arguments(arguments.iter().copied()).run()
+}
+
+fn get(platform: &Platform, path: &str, arguments: &[&str]) -> CurlAnswer {
+    at(platform, &platform.edges()[0], path, arguments)
+}
+
+/// How many requests for its path the instance had seen when it made this answer.
+#[track_caller]
+fn count(answer: &CurlAnswer) -> u64 {
+    assert!(answer.status == 200, "{answer:?}");
+    answer.text().lines().next().unwrap().parse().unwrap()
+}
+
+fn status(answer: &CurlAnswer) -> String {
+    answer.header("cache-status").unwrap_or_default().to_owned()
+}
+
+const FRESH: &str = "cc=max-age%3D60";
+
+fn the_second_is_a_hit(platform: &Platform) {
+    let path = format!("/hit?{FRESH}");
+    let first = get(platform, &path, &[]);
+    assert_eq!(count(&first), 1);
+    assert!(
+        status(&first).contains("fwd=uri-miss") && status(&first).contains("stored"),
+        "{}",
+        status(&first)
+    );
+    let second = get(platform, &path, &[]);
+    assert_eq!(count(&second), 1);
+    assert!(status(&second).starts_with("Atoll; hit; ttl="), "{}", status(&second));
+    assert!(second.header("age").is_some());
+    assert_ne!(first.header("x-request-id"), second.header("x-request-id"));
+    let part = get(platform, &path, &["--range", "0-0"]);
+    assert_eq!((part.status, part.text().as_str()), (206, "1"));
+    assert_eq!(count(&get(platform, "/hit?cc=no-store", &[])), 2, "the query is in the key");
+    assert_eq!(count(&at(platform, &platform.edges()[1], &path, &[])), 3, "each edge has its own memory");
+}
+
+fn many_at_a_time_cost_one(platform: &Platform) {
+    let path = format!("/slow?{FRESH}&wait=1");
+    let counts: Vec<u64> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..20).map(|_| scope.spawn(|| count(&get(platform, &path, &[])))).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
+}
+
+/// Cache poisoning: fields that the instance may answer by, and that no key holds.
+fn what_is_not_in_the_key_changes_nothing(platform: &Platform) {
+    for (n, field) in [
+        "X-Forwarded-Host: evil.example",
+        "X-Forwarded-Scheme: http",
+        "X-Forwarded-Proto: http",
+        "Forwarded: host=evil.example",
+        "X-Host: evil.example",
+        "X-Original-URL: /admin",
+        "X-Rewrite-URL: /admin",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/poison/{n}?{FRESH}&echo=1");
+        let poisoned = get(platform, &path, &["-H", field]);
+        let innocent = get(platform, &path, &[]);
+        assert!(status(&innocent).contains("hit"), "{field}: {}", status(&innocent));
+        for answer in [&poisoned, &innocent] {
+            assert!(
+                !answer.text().contains("evil.example") && !answer.text().contains("/admin"),
+                "{field}: {answer:?}"
+            );
+        }
+    }
+    // A request that may be something else than it looks does not touch the cache.
+    let path = format!("/override?{FRESH}");
+    assert_eq!(count(&get(platform, &path, &["-H", "X-HTTP-Method-Override: DELETE"])), 1);
+    assert_eq!(count(&get(platform, &path, &["-X", "GET", "-d", "fat"])), 2);
+    assert_eq!(count(&get(platform, &path, &[])), 3);
+    assert_eq!(count(&get(platform, &path, &["-X", "GET", "-d", "fat"])), 4);
+    assert_eq!(count(&get(platform, &path, &[])), 3, "still what was stored");
+    // The instance sees the host as it was written: with another port it is another entry.
+    let own = get(platform, &format!("/port?{FRESH}&echo=1"), &[]);
+    let other = get(platform, &format!("/port?{FRESH}&echo=1"), &["-H", "Host: counts.localhost:1"]);
+    assert!(other.text().contains("host: counts.localhost:1\n"), "{other:?}");
+    assert!(!own.text().contains("localhost:1\n"));
+    // A change makes the stored one unusable.
+    let path = format!("/changed?{FRESH}");
+    assert_eq!(count(&get(platform, &path, &[])), 1);
+    assert_eq!(count(&get(platform, &path, &["-X", "POST", "-d", "x=1"])), 2);
+    assert_eq!(count(&get(platform, &path, &[])), 3);
+}
+
+fn what_is_for_one_client_stays_with_it(platform: &Platform) {
+    for (path, fields) in [
+        ("/private?cc=private%2Cmax-age%3D60", vec![]),
+        ("/no-store?cc=no-store", vec![]),
+        ("/cookie?cookie=1&lm=1", vec![]),
+        ("/secret?cc=max-age%3D60", vec!["-H", "Authorization: Bearer x"]),
+        ("/silent", vec![]),
+    ] {
+        assert_eq!(count(&get(platform, path, &fields)), 1, "{path}");
+        assert_eq!(count(&get(platform, path, &fields)), 2, "{path}");
+    }
+    // The path decides what is stored only in its normal form.
+    assert_eq!(count(&get(platform, "/a/../private/x.css?cc=private", &["--path-as-is"])), 1);
+    assert_eq!(count(&get(platform, "/private/x.css?cc=private", &[])), 2);
+}
+
+fn purges_reach_every_edge(platform: &Platform) {
+    let edges = platform.edges();
+    let paths = [format!("/red?{FRESH}&tag=red"), format!("/blue?{FRESH}&tag=blue"), format!("/p/1?{FRESH}")];
+    let counts = || -> Vec<u64> {
+        let each =
+            edges.iter().flat_map(|edge| paths.iter().map(move |path| count(&at(platform, edge, path, &[]))));
+        each.collect()
+    };
+    let before = counts();
+    assert_eq!(counts(), before, "all from memory");
+    let tagged = at(platform, &edges[0], &paths[0], &[]);
+    assert!(tagged.header("cache-tag").is_none(), "tags are not for clients: {tagged:?}");
+    let purge = |arguments: &[&str]| {
+        let all = [&["-o", "json", "cache", "purge", "--app", "counts"], arguments].concat();
+        let state = platform.atoll().run(&all).expect_code(0).json();
+        assert_eq!(state["everywhere"], true, "{state}");
+        assert_eq!(state["edges"].as_array().unwrap().len(), 2, "{state}");
+    };
+    let step = |what: &str, arguments: &[&str], hit: [bool; 3]| {
+        let before = counts();
+        purge(arguments);
+        let after = counts();
+        for (n, (old, new)) in before.iter().zip(&after).enumerate() {
+            assert_eq!(new > old, hit[n % 3], "{what}: entry {n}: {before:?} {after:?}");
+        }
+    };
+    step("by tag", &["--tag", "red"], [true, false, false]);
+    step("by prefix", &["--prefix", "/p/"], [false, false, true]);
+    let url = format!("https://counts.localhost/blue?{FRESH}&tag=blue");
+    step("by address", &["--url", &url], [false, true, false]);
+    step("everything", &["--all"], [true, true, true]);
+    step("softly, of what has no validator", &["--all", "--soft"], [true, true, true]);
+    let refused = platform.atoll().run(&["cache", "purge", "--app", "nobody", "--all"]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+}
+
+fn an_edge_that_was_away_hears_of_a_purge(platform: &Platform) {
+    let path = format!("/away?{FRESH}&tag=away");
+    let edge = &platform.edges()[1];
+    let first = count(&at(platform, edge, &path, &[]));
+    let node = platform.node(&edge.site, "edge");
+    // It is stopped, not ended: its memory stays.
+    atoll_testkit::processes::signal(node.pid, rustix::process::Signal::STOP);
+    let purged = platform.atoll().run(&["cache", "purge", "--app", "counts", "--tag", "away"]);
+    atoll_testkit::processes::signal(node.pid, rustix::process::Signal::CONT);
+    assert!(
+        purged.code == 1 && purged.stderr.contains(&node.name),
+        "the edge is named as behind: {purged:?}"
+    );
+    wait_until("the edge has heard of it", SOON, || count(&at(platform, edge, &path, &[])) > first);
+}
+
+fn what_breaks_off_is_not_kept(platform: &Platform) {
+    let path = format!("/breaks?{FRESH}&breaks=1");
+    for _ in 0..2 {
+        let answer = get(platform, &path, &[]);
+        // Broken off, or an error where not even its head came through.
+        assert!(answer.exit != 0 || answer.status == 502, "it does not look whole: {answer:?}");
+        assert!(!status(&answer).contains("hit"), "{answer:?}");
+    }
+}
