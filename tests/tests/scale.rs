@@ -148,7 +148,9 @@ fn deploys(platform: &Platform, name: &str) {
             .collect();
         took.sort();
         let (accepted, done) = took[2];
-        println!("deploy of one more ({kind}, no instances): accepted after {accepted:.1?}, done after {done:.1?}");
+        println!(
+            "deploy of one more ({kind}, no instances): accepted after {accepted:.1?}, done after {done:.1?}"
+        );
     }
 }
 

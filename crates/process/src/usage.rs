@@ -35,7 +35,9 @@ pub fn of_groups(groups: &BTreeSet<u32>) -> BTreeMap<u32, Usage> {
     let mut used = BTreeMap::<u32, Usage>::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit())) else {
+            continue;
+        };
         let Some(group) = stat(pid).map(|stat| stat.group) else { continue };
         if groups.contains(&group)
             && let Some((_, usage)) = read(pid)
