@@ -14,4 +14,3 @@ pub use h1::{H1Config, H1Pool};
 pub use h2c::{H2cConfig, H2cPool};
 pub use h2peer::{ConnectionHook, H2Peer, H2PeerConfig, PeerConnection};
 pub use head::SendTimeouts;
-pub(crate) use slot::LocalExecutor;

@@ -221,7 +221,7 @@ async fn abandoned(inner: &Inner) {
 
 /// Runs hyper's tasks on this worker.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct LocalExecutor;
+pub(super) struct LocalExecutor;
 
 impl<F> hyper::rt::Executor<F> for LocalExecutor
 where

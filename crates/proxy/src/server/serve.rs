@@ -4,10 +4,9 @@ use super::check::{Refusal, normalize};
 use super::framing::{Findings, Followed};
 use super::limits::ServerLimits;
 use super::patience::Patient;
-use super::unread::Unread;
+use super::unread::{Streams, Unread};
 use crate::answer;
 use crate::body::{Body, Side};
-use crate::client::LocalExecutor;
 use crate::exchange::{ConnectionInfo, Exchange, Handler};
 use crate::metrics::ProxyMetrics;
 use crate::workers::panic_text;
@@ -105,7 +104,7 @@ where
                     .await
             }
             HttpVersion::H2 => {
-                let connection = http2::Builder::new(LocalExecutor)
+                let connection = http2::Builder::new(Streams)
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(limits.streams_max)
                     .initial_stream_window_size(limits.stream_window)
@@ -201,6 +200,7 @@ impl<H: Handler> Server<H> {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
         let in_flight = InFlight::new(&self.metrics);
+        let _waits = self.unread.asked();
         let (mut head, body) = request.into_parts();
         let checked = if self.framing.next() {
             Err(Refusal { reason: Reason::BadRequest, close: true })

@@ -21,10 +21,24 @@ use tokio::time::Instant;
 #[derive(Clone, Default)]
 pub(crate) struct Unread(Rc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     responses: RefCell<Vec<Rc<Watched>>>,
     begun: Notify,
+    /// Requests that wait for their response.
+    answering: Cell<usize>,
+    /// When the client last asked for something, or took the whole of something.
+    used: Cell<Instant>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            responses: RefCell::default(),
+            begun: Notify::new(),
+            answering: Cell::new(0),
+            used: Cell::new(Instant::now()),
+        }
+    }
 }
 
 struct Watched {
@@ -36,14 +50,58 @@ struct Watched {
     within: Option<Duration>,
     /// Its place among the responses.
     place: Cell<usize>,
+    /// Ends its stream; HTTP/1 has none.
+    stream: Option<Rc<Notify>>,
+}
+
+/// A request that waits for its response.
+pub(crate) struct Answering(Unread);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let answering = &self.0.0.answering;
+        answering.set(answering.get().saturating_sub(1));
+    }
+}
+
+tokio::task_local! {
+    /// Of the stream that a task of [`Streams`] serves.
+    static STREAM: Rc<Notify>;
+}
+
+/// Runs the streams of HTTP/2 connections on the worker's own thread. One that is given up is dropped, which resets
+/// it: of a body that has no room to go, the HTTP library hears no error.
+#[derive(Clone, Copy)]
+pub(super) struct Streams;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let given_up = Rc::new(Notify::new());
+        let served = STREAM.scope(Rc::clone(&given_up), async move {
+            tokio::select! {
+                biased;
+                _ended = stream => {}
+                () = given_up.notified() => {}
+            }
+        });
+        tokio::task::spawn_local(served);
+    }
 }
 
 impl Unread {
-    /// Looks after a response from now on.
+    /// A request has come; it waits until what is returned is dropped.
+    pub(crate) fn asked(&self) -> Answering {
+        self.0.used.set(Instant::now());
+        self.0.answering.set(self.0.answering.get() + 1);
+        Answering(self.clone())
+    }
+
+    /// Looks after a response from now on; called where its stream is served.
     pub(crate) fn watch(&self, response: Response<Body>) -> Response<Body> {
         let within = response.extensions().get::<TakeWithin>().map(|within| within.0);
         response.map(|body| {
             if body.is_end_stream() {
+                self.0.used.set(Instant::now());
                 return body;
             }
             let mut responses = self.0.responses.borrow_mut();
@@ -52,6 +110,7 @@ impl Unread {
                 waits_since: Cell::new(Some(Instant::now())),
                 within,
                 place: Cell::new(responses.len()),
+                stream: STREAM.try_with(Rc::clone).ok(),
             });
             responses.push(Rc::clone(&watched));
             if responses.len() == 1 {
@@ -61,8 +120,8 @@ impl Unread {
         })
     }
 
-    /// Gives up responses of which nothing was taken for `patience`; resolves when all of the
-    /// connection's are of that kind.
+    /// Gives up responses of which nothing was taken for `patience`; resolves when that is all that has become of
+    /// the connection for so long.
     pub(crate) async fn all_stalled(&self, patience: Duration) {
         loop {
             if self.0.responses.borrow().is_empty() {
@@ -76,23 +135,33 @@ impl Unread {
         }
     }
 
-    /// True when there are responses, and all have been given up.
+    /// True when there are responses, all have been given up, and nothing else was asked for or taken for
+    /// `patience`.
     fn give_up(&self, patience: Duration) -> bool {
-        let given_up: Vec<Body> = {
+        let stalled: Vec<Rc<Watched>> = {
             let responses = self.0.responses.borrow();
-            let stalled = |watched: &&Rc<Watched>| {
-                let patience = watched.within.unwrap_or(patience);
-                watched.waits_since.get().is_some_and(|since| since.elapsed() >= patience)
-            };
-            responses.iter().filter(stalled).filter_map(|watched| watched.body.borrow_mut().take()).collect()
+            responses.iter().filter(|watched| watched.has_stalled(patience)).cloned().collect()
         };
-        // Dropping them may run anything, so nothing is borrowed any more.
-        given_up.into_iter().for_each(|body| body.abandon(Side::Client));
+        for watched in &stalled {
+            // Dropping it may run anything, so nothing is borrowed any more.
+            let body = watched.body.borrow_mut().take();
+            if let Some(body) = body {
+                body.abandon(Side::Client);
+            }
+        }
         let responses = self.0.responses.borrow();
-        !responses.is_empty() && responses.iter().all(|watched| watched.body.borrow().is_none())
+        let all = !responses.is_empty() && responses.iter().all(|watched| watched.body.borrow().is_none());
+        if all && self.0.answering.get() == 0 && self.0.used.get().elapsed() >= patience {
+            return true;
+        }
+        stalled.iter().filter_map(|watched| watched.stream.as_ref()).for_each(|stream| stream.notify_one());
+        false
     }
 
     fn forget(&self, watched: &Watched) {
+        if watched.body.borrow().is_some() {
+            self.0.used.set(Instant::now());
+        }
         let mut responses = self.0.responses.borrow_mut();
         let place = watched.place.get();
         if place < responses.len() {
@@ -101,6 +170,14 @@ impl Unread {
                 moved.place.set(place);
             }
         }
+    }
+}
+
+impl Watched {
+    fn has_stalled(&self, patience: Duration) -> bool {
+        let patience = self.within.unwrap_or(patience);
+        self.body.borrow().is_some()
+            && self.waits_since.get().is_some_and(|since| since.elapsed() >= patience)
     }
 }
 

@@ -230,53 +230,85 @@ fn a_client_that_never_reads_is_let_go() {
     });
 }
 
+/// What answers the tests of streams that are not read: `/large` never fits, `/late` waits for `late`.
+fn streams(held: &Rc<()>, late: &Rc<tokio::sync::Notify>) -> Rc<impl Handler> {
+    let (held, late) = (Rc::downgrade(held), Rc::clone(late));
+    handler(move |exchange| {
+        let (guard, late) = (held.upgrade(), Rc::clone(&late));
+        async move {
+            match exchange.request.uri().path() {
+                "/large" => {
+                    let pieces = (0..1024).map(|_| Body::full(vec![7; 16 << 10]));
+                    Response::new(Body::boxed(Chain(pieces.collect())).holding(guard))
+                }
+                "/late" => {
+                    drop(guard);
+                    late.notified().await;
+                    Response::new(Body::full("late"))
+                }
+                _ => Response::new(Body::full("small")),
+            }
+        }
+    })
+}
+
+type Client = hyper::client::conn::http2::SendRequest<http_body_util::Empty<bytes::Bytes>>;
+
+async fn http2_of(
+    handler: Rc<impl Handler>,
+) -> (Client, JoinHandle<ConnectionEnd>, atoll_process::DrainTrigger) {
+    let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (trigger, drain) = channel();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
+    let end = tokio::task::spawn_local(async move {
+        let metrics = ProxyMetrics::unregistered();
+        serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
+    });
+    let io = hyper_util::rt::TokioIo::new(near);
+    let (client, connection) = hyper::client::conn::http2::handshake(LocalExecutor, io).await.unwrap();
+    tokio::task::spawn_local(connection);
+    (client, end, trigger)
+}
+
+fn asking(path: &str) -> http::Request<http_body_util::Empty<bytes::Bytes>> {
+    http::Request::get(format!("https://a{path}")).body(http_body_util::Empty::new()).unwrap()
+}
+
 #[test]
 fn a_stream_that_is_not_read_is_given_up_and_the_others_go_on() {
     run(async {
-        let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
-        let held = Rc::new(());
-        let guard = Rc::clone(&held);
-        let handler = handler(move |exchange| {
-            let guard = Rc::clone(&guard);
-            async move {
-                match exchange.request.uri().path() {
-                    "/large" => {
-                        let pieces = (0..1024).map(|_| Body::full(vec![7; 16 << 10]));
-                        Response::new(Body::boxed(Chain(pieces.collect())).holding(guard))
-                    }
-                    _ => Response::new(Body::full("small")),
-                }
-            }
-        });
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let (_trigger, drain) = channel();
-        let address = "127.0.0.1:1".parse().unwrap();
-        let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
-        let end = tokio::task::spawn_local(async move {
-            let metrics = ProxyMetrics::unregistered();
-            serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
-        });
-        let io = hyper_util::rt::TokioIo::new(near);
-        let (mut client, connection) =
-            hyper::client::conn::http2::handshake(LocalExecutor, io).await.unwrap();
-        tokio::task::spawn_local(connection);
-        let request = |path: &str| {
-            let uri = format!("https://a{path}");
-            http::Request::get(uri).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap()
-        };
-        let unread = client.send_request(request("/large")).await.unwrap();
-        let freed = async {
-            while Rc::strong_count(&held) > 1 {
-                // The others are served all the while.
-                let response = client.send_request(request("/small")).await.unwrap();
-                let content = response.into_body().collect().await.unwrap().to_bytes();
-                assert_eq!(content, "small");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(5), freed).await.expect("it is given up");
-        // Who begins to read it after all is told that it is over.
-        assert!(unread.into_body().collect().await.is_err() || end.is_finished());
+        let (held, late) = (Rc::new(()), Rc::default());
+        let (mut client, end, _trigger) = http2_of(streams(&held, &late)).await;
+        let unread = client.send_request(asking("/large")).await.unwrap();
+        assert_eq!(Rc::strong_count(&held), 2);
+        let waiting = tokio::task::spawn_local(client.send_request(asking("/late")));
+        until("it is given up", || Rc::strong_count(&held) == 1).await;
+        // Its stream is reset, also though it was never read to where it stood.
+        let read = async { unread.into_body().collect().await.map(|_| ()) };
+        let error = tokio::time::timeout(Duration::from_secs(5), read).await.unwrap().unwrap_err();
+        assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
+        // The rest of the connection goes on: what is asked for later, and what was under way.
+        let small = client.send_request(asking("/small")).await.unwrap();
+        assert_eq!(small.into_body().collect().await.unwrap().to_bytes(), "small");
+        late.notify_one();
+        let waited = waiting.await.unwrap().unwrap();
+        assert_eq!(waited.into_body().collect().await.unwrap().to_bytes(), "late");
+        assert!(!end.is_finished());
+    });
+}
+
+#[test]
+fn a_connection_of_which_nothing_is_read_is_let_go() {
+    run(async {
+        let (held, late) = (Rc::new(()), Rc::default());
+        let (mut client, end, _trigger) = http2_of(streams(&held, &late)).await;
+        let _first = client.send_request(asking("/large")).await.unwrap();
+        let _second = client.send_request(asking("/large")).await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(10), end).await.unwrap().unwrap();
+        assert_eq!(end, ConnectionEnd::Stalled);
+        until("their places are free again", || Rc::strong_count(&held) == 1).await;
     });
 }
 
