@@ -1,5 +1,5 @@
 //! Nodes and regions are drained under load: what they served others do, and it holds over restarts.
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 use atoll_testkit::{CliOutput, Curl, Load, LoadReport, Options, Platform, processes, wait_until};
 use atoll_tests::shop_manifest;

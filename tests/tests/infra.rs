@@ -1,6 +1,6 @@
 //! What operators install: configurations are usable, units are well-formed, and the lab comes up, loses a
 //! region, and goes down without a trace.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test")]
 
 use atoll_testkit::{Atoll, atoll_binary, wait_until};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! The operator's page makes a platform of two machines: its steps are followed as they stand there, on two
 //! network namespaces joined by a wire. Needs root; without it the test says so and does nothing.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::print_stderr, clippy::unwrap_used, reason = "a test")]
 
 use atoll_testkit::{atoll_binary, wait_until};
 use std::path::{Path, PathBuf};
