@@ -28,9 +28,11 @@ const UPLOADS_MAX: usize = 64;
 const OF_ORG_MAX: usize = 8;
 /// Lists that are checked at a time: each can be 16 MiB and take a second.
 const CHECKS_MAX: usize = 4;
-
 /// How long a request waits for its turn.
 const TURN_WAIT: Duration = Duration::from_secs(10);
+
+/// How the folders of organizations that are gone begin; no name of one does.
+const ASIDE: &str = ".gone-";
 
 /// What an operator sets about bundles: the section `[control.bundles]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -288,25 +290,39 @@ impl Bundles {
         in_turn(&self.0.checks).await
     }
 
-    /// Removes all that an organization uploaded: there is no such organization any more, and another one of
-    /// that name is to find nothing.
-    pub fn forget(&self, org: &OrgName) -> io::Result<()> {
+    /// Takes all that an organization uploaded away from its name, at once: another one of that name is to find
+    /// nothing. [`Self::clear`] removes it.
+    pub fn set_aside(&self, org: &OrgName) -> io::Result<()> {
         let mut orgs = self.0.orgs.lock().unwrap_or_else(PoisonError::into_inner);
         orgs.remove(org);
-        match std::fs::remove_dir_all(self.0.root.join(org.as_str())) {
+        let aside = format!("{ASIDE}{:032x}", rand::random::<u128>());
+        match std::fs::rename(self.0.root.join(org.as_str()), self.0.root.join(aside)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
+    /// Removes what was set aside.
+    pub fn clear(&self) -> io::Result<()> {
+        for name in self.names()?.into_iter().filter(|name| name.starts_with(ASIDE)) {
+            match std::fs::remove_dir_all(self.0.root.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what no revision refers to and nobody asked for lately. `now` is the wall clock.
     pub fn sweep(&self, store: &ControlStore, now: SystemTime) -> Result<(), BundleError> {
+        self.clear()?;
         let unused_since = now
             .checked_sub(Duration::from_millis(self.0.config.unused_kept_ms))
             .unwrap_or(SystemTime::UNIX_EPOCH);
         for org in self.orgs()? {
             if org != OrgName::default_org() && store.get::<Org>(org.as_str()).is_none() {
-                self.forget(&org)?;
+                self.set_aside(&org)?;
+                self.clear()?;
                 continue;
             }
             let revisions = store.list::<Revision>(&format!("{org}/"));
@@ -335,11 +351,16 @@ impl Bundles {
 
     /// Those that ever uploaded something.
     fn orgs(&self) -> io::Result<Vec<OrgName>> {
+        Ok(self.names()?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// What is in the folder of all of them.
+    fn names(&self) -> io::Result<Vec<String>> {
         let entries = match std::fs::read_dir(&self.0.root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
-        let names = entries.map(|entry| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok())));
+        let names = entries.map(|entry| Ok(entry?.file_name().to_str().map(str::to_owned)));
         names.filter_map(io::Result::transpose).collect()
     }
 }

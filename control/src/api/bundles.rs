@@ -3,9 +3,8 @@
 use super::{Api, Problem};
 use crate::apps::Refusal;
 use crate::apps::validate::Fault;
-use crate::bundles::BundleError;
+use crate::bundles::{BundleError, Bundles};
 use crate::caller::Caller;
-use crate::store::objects::Org;
 use atoll_bundle::{BYTES_MAX, Digest, Entry, List, StoreError};
 use atoll_model::OrgName;
 use atoll_model::manifest::CompiledApp;
@@ -162,15 +161,16 @@ pub(super) async fn check(api: &Api, org: &OrgName, app: &CompiledApp) -> Result
     .await
 }
 
-/// Removes what an organization that is gone uploaded. What can't be removed now is by a later sweep.
-pub(super) async fn forget(api: &Api, org: OrgName) {
-    // The answer may be one that was kept: the name can be another's by now.
-    if api.store.get::<Org>(org.as_str()).is_some() {
-        return;
-    }
+/// Takes what an organization uploaded away from its name. Within the change that makes or removes it: so none
+/// finds what another one of that name left, though control stopped in between.
+pub(super) fn set_aside(bundles: &Bundles, org: &OrgName) -> Result<(), Problem> {
+    bundles.set_aside(org).map_err(|error| BundleError::from(error).into())
+}
+
+/// Removes what was set aside. What can't be removed now is by a later sweep.
+pub(super) async fn clear(api: &Api) {
     let bundles = api.bundles.clone();
-    let gone = tokio::task::spawn_blocking(move || bundles.forget(&org)).await;
-    if let Ok(Err(error)) = gone {
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || bundles.clear()).await {
         tracing::warn!(%error, "bundles of an organization that is gone could not be removed");
     }
 }

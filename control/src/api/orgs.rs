@@ -88,7 +88,7 @@ pub(super) async fn list(State(api): State<Api>) -> Json<Vec<OrgView>> {
         id,
         name: org.to_string(),
         created_ms,
-        apps: api.store.list::<App>(&format!("{org}/")).len(),
+        apps: api.store.tails::<App>(&format!("{org}/")).len(),
         tokens: tokens_of(&api.store, org).len(),
     };
     let first = view(None, &OrgName::default_org(), None);
@@ -108,7 +108,7 @@ pub(super) async fn create(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let OrgWish { name } = decode(&body)?;
-    let by = caller.name.clone();
+    let (bundles, by) = (api.bundles.clone(), caller.name.clone());
     let request = Request { caller, headers: &headers, method: Method::POST, uri: &uri, body: &body };
     change(&api, request, move |change| {
         if exists(change, &name) {
@@ -119,6 +119,7 @@ pub(super) async fn create(
             let detail = format!("a platform has at most {ORGS_MAX} organizations");
             return Err(Problem::conflict("limit-reached", "There is no room", detail));
         }
+        super::bundles::set_aside(&bundles, &name)?;
         let now_ms = unix_ms();
         let org = Org { id: object_id(now_ms), org: name, created_ms: now_ms, by };
         change.put(&org)?;
@@ -147,9 +148,8 @@ pub(super) async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let org: OrgName = org.parse().map_err(|error: NameError| Problem::invalid("org", error.to_string()))?;
-    let by = caller.name.clone();
-    let (request, gone) =
-        (Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] }, org.clone());
+    let (bundles, by) = (api.bundles.clone(), caller.name.clone());
+    let request = Request { caller, headers: &headers, method: Method::DELETE, uri: &uri, body: &[] };
     let removed = change(&api, request, move |change| {
         if org == OrgName::default_org() {
             let detail = "the first organization owns the nodes: it stays";
@@ -167,12 +167,13 @@ pub(super) async fn remove(
             );
             return Err(Problem::conflict("not-empty", "The organization is not empty", detail));
         }
+        super::bundles::set_aside(&bundles, &org)?;
         let tokens = forget(change, &org);
         tracing::warn!(%org, tokens, by, "organization removed");
         Ok((StatusCode::OK, OrgRemoved { name: org.to_string(), removed: true, tokens }))
     })
     .await?;
-    super::bundles::forget(&api, gone).await;
+    super::bundles::clear(&api).await;
     Ok(removed)
 }
 

@@ -261,12 +261,63 @@ async fn organizations_see_nothing_of_each_other() {
 }
 
 #[tokio::test]
+async fn names_of_nodes_that_do_not_answer_are_for_operators() {
+    let platform = Platform::start().await;
+    platform.reconcile(healthy);
+    org(&platform, "acme").await;
+    let theirs = token(&platform, "acme", TokenRole::Admin).await;
+    let first = |token: String| {
+        let platform = &platform;
+        async move {
+            let request = Request::get("/v1/top")
+                .header("authorization", format!("Bearer {token}"))
+                .body(Full::default());
+            let mut body = platform.send(request.unwrap()).await.into_body();
+            let mut text = String::new();
+            while !text.contains("\n\n") {
+                let frame = tokio::time::timeout(std::time::Duration::from_secs(10), body.frame()).await;
+                let data = frame.unwrap().unwrap().unwrap().into_data().unwrap();
+                text.push_str(std::str::from_utf8(&data).unwrap());
+            }
+            let data = text.lines().find_map(|line| line.strip_prefix("data:")).unwrap();
+            serde_json::from_str::<Value>(data).unwrap()["missing"].clone()
+        }
+    };
+    let (operators, others) = tokio::join!(first(platform.token.clone()), first(theirs));
+    let names: Vec<_> = operators.as_array().unwrap().iter().map(|missing| missing["node"].clone()).collect();
+    assert_eq!(names, ["fra1-host", "was1-host"], "{operators}");
+    let regions: Vec<_> =
+        others.as_array().unwrap().iter().map(|missing| missing["region"].clone()).collect();
+    assert_eq!(regions, ["fra", "was"], "{others}");
+    assert!(!others.to_string().contains("1-host"), "{others}");
+}
+
+#[tokio::test]
 async fn a_removed_organization_leaves_nothing_to_the_next_of_its_name() {
     let platform = Platform::start().await;
     org(&platform, "acme").await;
     let old = token(&platform, "acme", TokenRole::Admin).await;
     let wish = json!({ "name": "second", "role": "read" });
     assert_eq!(ask(&platform, &old, Method::POST, "/v1/tokens/api", wish).await.0, 201);
+    let secret = b"secret";
+    let offer = json!({ "entries": [{ "kind": "file", "path": "f", "executable": false, "size": secret.len(),
+        "sha256": atoll_bundle::Digest::of(secret).to_string() }] });
+    let missing = |token: String| {
+        let (platform, offer) = (&platform, offer.clone());
+        async move {
+            let (status, answer) = ask(platform, &token, Method::POST, "/v1/bundles", offer).await;
+            assert_eq!(status, 200, "{answer}");
+            answer["missing"].as_array().unwrap().len()
+        }
+    };
+    let acme: atoll_model::OrgName = "acme".parse().unwrap();
+    let upload = || {
+        let body = futures_util::stream::iter([Ok::<_, ()>(bytes::Bytes::from_static(secret))]);
+        let (bundles, acme) = (platform.parts.bundles.clone(), acme.clone());
+        async move { bundles.receive(&acme, atoll_bundle::Digest::of(secret), body).await.unwrap() }
+    };
+    upload().await;
+    assert_eq!(missing(old.clone()).await, 0);
     let (status, removed) = platform.call(Method::DELETE, "/v1/orgs/acme", None, Value::Null).await;
     assert_eq!((status, removed["tokens"].as_u64()), (200, Some(2)));
     assert_eq!(ask(&platform, &old, Method::GET, "/v1/whoami", Value::Null).await.0, 401);
@@ -275,10 +326,16 @@ async fn a_removed_organization_leaves_nothing_to_the_next_of_its_name() {
         platform.call(Method::DELETE, "/v1/orgs/default", None, Value::Null).await.1["code"],
         "not-removable"
     );
+    let uploads = std::fs::read_dir(platform.folder.path().join("uploads")).unwrap();
+    assert_eq!(uploads.count(), 0, "it took room");
+    // As when control stopped before it had removed them.
+    upload().await;
     org(&platform, "acme").await;
     assert_eq!(ask(&platform, &old, Method::GET, "/v1/whoami", Value::Null).await.0, 401);
     assert!(audit(&platform, "?org=acme").await.is_empty());
-    assert_eq!(platform.get("/v1/tokens/api?org=acme").await.1, json!([]));
+    let new = token(&platform, "acme", TokenRole::Admin).await;
+    assert_eq!(missing(new).await, 1);
+    assert_eq!(platform.get("/v1/tokens/api?org=acme").await.1.as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
