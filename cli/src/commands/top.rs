@@ -136,7 +136,8 @@ fn text(turn: &Value, args: &TopArgs) -> String {
     }
     for missing in turn["missing"].as_array().into_iter().flatten() {
         let text = |key: &str| out::harmless(missing[key].as_str().unwrap_or_default());
-        parts.push(format!("not measured: {} ({})", text("node"), text("detail")));
+        let what = if missing["node"].is_string() { text("node") } else { text("region") };
+        parts.push(format!("not measured: {what} ({})", text("detail")));
     }
     parts.join("\n\n")
 }
@@ -190,7 +191,8 @@ mod tests {
                 { "app": "shop", "service": "web", "region": "was", "instances": 1, "healthy": 1,
                   "requests_per_s": null, "p50_ms": null },
             ],
-            "missing": [{ "node": "was1-gateway", "detail": "away" }],
+            "missing": [{ "node": "was1-gateway", "region": "was", "detail": "away" },
+                { "region": "fra", "detail": "no answer" }],
         });
         let args = TopArgs { app: None, once: true, interval: "1s".to_owned(), instances: false };
         let text = text(&turn, &args);
@@ -203,6 +205,9 @@ mod tests {
             ]
         );
         assert_eq!(words[2], ["shop", "web", "was", "1/1", "-", "-", "-", "-", "-", "-", "-"]);
-        assert_eq!(text.lines().last(), Some("not measured: was1-gateway (away)"));
+        assert!(
+            text.ends_with("not measured: was1-gateway (away)\n\nnot measured: fra (no answer)"),
+            "{text}"
+        );
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct Turn {
     instances: Vec<InstanceTop>,
     /// For operators: those with another role than control.
     nodes: Vec<NodeTop>,
-    /// Nodes of which nothing is known this time.
+    /// Of what nothing is known this time: nodes for operators, regions for others.
     missing: Vec<Missing>,
 }
 
@@ -94,11 +94,21 @@ struct NodeTop {
     load: Load,
 }
 
-/// A node that gave no answer.
-#[derive(Debug, Serialize, utoipa::ToSchema)]
+/// A node that gave no answer, or a region of such a node.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 struct Missing {
-    node: String,
+    /// For operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    region: String,
     detail: String,
+}
+
+impl Missing {
+    /// As all see it: the names of nodes are for operators.
+    fn without_names(self) -> Self {
+        Self { node: None, detail: "some of its nodes did not answer".to_owned(), ..self }
+    }
 }
 
 #[utoipa::path(get, path = "/v1/top",
@@ -198,7 +208,11 @@ impl Watcher {
                     let at_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
                     Ok(Answer { node, region, is_gateway, at_ms, stats })
                 }
-                Err(error) => Err(Missing { node: node.to_string(), detail: error.to_string() }),
+                Err(error) => Err(Missing {
+                    detail: error.to_string(),
+                    node: Some(node.to_string()),
+                    region: region.to_string(),
+                }),
             }
         });
         let mut asked = asked.buffer_unordered(ASKED_MAX);
@@ -206,9 +220,11 @@ impl Watcher {
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(answer) => answers.push(answer),
-                Err(none) => missing.push(none),
+                Err(none) => missing.push(if self.operator { none } else { none.without_names() }),
             }
         }
+        missing.sort();
+        missing.dedup();
         (answers, missing)
     }
 
