@@ -89,6 +89,42 @@ async fn an_app_that_makes_no_sense_is_refused_before_anything_changes() {
 }
 
 #[tokio::test]
+async fn what_no_node_could_take_is_refused() {
+    let platform = Platform::start().await;
+    let check = |every_ms: u64, path: &str| {
+        json!([{ "kind": "http", "path": path, "every_ms": every_ms, "timeout_ms": 1_000, "grace_ms": 0,
+            "up": 1, "down": 1 }])
+    };
+    let names = |count: usize| (0..count).map(|n| format!("{}{n}", "s".repeat(30))).collect::<Vec<_>>();
+    let rule = json!({ "from": ["api"], "http": [format!("GET /{}", "x".repeat(500))] });
+    for (field, value, why) in [
+        ("checks", check(0, "/"), "0 is not between 50 and 3600000"),
+        ("checks", check(1_000, "/a b"), "a path starts with"),
+        ("checks", json!(vec![check(1_000, "/")[0].clone(); 9]), "at most 8 checks"),
+        ("calls", json!(names(65)), "at most 64 others"),
+        ("allow", json!(vec![rule; 200]), "at most 62 KiB fit"),
+    ] {
+        let mut app = shop(&[("fra", 1)]);
+        app["services"]["web"][field] = value;
+        let (status, problem) = deploy(&platform, None, app).await;
+        assert_eq!((status, problem["code"].as_str()), (422, Some("invalid-app")), "{field}: {problem}");
+        let place = problem["where"].as_str().unwrap();
+        assert!(place.starts_with(&format!("services.web.{field}")), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(why), "{problem}");
+    }
+    // What is as long as it may be fits with what it calls, or is refused.
+    let mut app = shop(&[("fra", 1)]);
+    app["services"]["web"]["env"] = json!({ "A": "x".repeat(47 << 10) });
+    app["services"]["web"]["checks"] =
+        json!(vec![check(1_000, &format!("/{}", "x".repeat(1_000)))[0].clone(); 8]);
+    app["services"]["web"]["calls"] = json!(names(64));
+    let (status, problem) = deploy(&platform, None, app.clone()).await;
+    assert_eq!((status, problem["where"].as_str()), (422, Some("services.web.calls")), "{problem}");
+    app["services"]["web"]["calls"] = json!(names(20));
+    assert_eq!(deploy(&platform, None, app).await.0, 202);
+}
+
+#[tokio::test]
 async fn a_dry_run_changes_nothing() {
     let platform = Platform::start().await;
     let path = "/v1/apps/shop?dry_run=true";

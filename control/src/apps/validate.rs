@@ -3,12 +3,20 @@
 
 use super::Context;
 use crate::apps::records::domain_of;
-use atoll_model::manifest::{CompiledApp, INSTANCES_MAX, LABEL_BYTES_MAX, SERVICES_MAX, SPEC_BYTES_MAX};
-use atoll_model::{CheckKind, RegionName, ServiceName, ServiceSpec};
+use atoll_model::manifest::{
+    CALLS_MAX, CompiledApp, INSTANCES_MAX, LABEL_BYTES_MAX, SERVICES_MAX, SPEC_BYTES_MAX,
+};
+use atoll_model::names::NAME_BYTES_MAX;
+use atoll_model::{AllowRule, CallTarget, Check, CheckKind, Protocol, RegionName, ServiceName, ServiceSpec};
+use atoll_wire::{Message, record};
 use serde::Serialize;
 
 /// Longest drain, ms.
 const DRAIN_MS_MAX: u64 = 3_600_000;
+/// Most of a record that comes from the specification: gossip takes 64 KiB, names and ids go around it.
+const RECORD_BYTES_MAX: usize = 62 * 1024;
+/// `org/app/service`.
+const CLUSTER_BYTES_MAX: usize = 3 * NAME_BYTES_MAX + 2;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -89,13 +97,70 @@ fn service(name: &ServiceName, spec: &ServiceSpec, context: &Context, faults: &m
             faults.add(at, "max must be at least 1; leave the region out to run nothing there");
         }
     }
-    for (i, check) in spec.checks.iter().enumerate() {
-        if let CheckKind::Http { path } = &check.kind
-            && !path.starts_with('/')
-        {
-            faults.add(at(&format!("checks[{i}].path")), "a path starts with `/`");
+    if spec.checks.len() > Check::COUNT_MAX {
+        faults.add(at("checks"), format!("a service has at most {} checks", Check::COUNT_MAX));
+    }
+    for (i, check) in spec.checks.iter().enumerate().take(Check::COUNT_MAX) {
+        check_faults(check, &at(&format!("checks[{i}]")), faults);
+    }
+    if spec.calls.len() > CALLS_MAX {
+        faults.add(at("calls"), format!("a service calls at most {CALLS_MAX} others"));
+    }
+    // What gossip does not take would never be heard of; of `allow`, the rules before it would stay in force.
+    let (calls, rules) = (!spec.calls.is_empty(), !spec.allow.is_empty());
+    for (field, has, bytes) in [("calls", calls, placement_bytes(spec)), ("allow", rules, policy_bytes(spec))]
+    {
+        if has && bytes > RECORD_BYTES_MAX {
+            let most = RECORD_BYTES_MAX / 1024;
+            faults.add(at(field), format!("with it the service has {bytes} bytes; at most {most} KiB fit"));
         }
     }
+}
+
+fn check_faults(check: &Check, at: &str, faults: &mut Faults) {
+    if let CheckKind::Http { path } = &check.kind
+        && !Check::is_path(path)
+    {
+        let what =
+            "a path starts with `/` and holds at most 1024 printable ASCII characters, no spaces and no `#`";
+        faults.add(format!("{at}.path"), what);
+    }
+    let mut within = |field: &str, value: u64, least: u64, most: u64| {
+        if !(least..=most).contains(&value) {
+            faults.add(format!("{at}.{field}"), format!("{value} is not between {least} and {most}"));
+        }
+    };
+    for (field, value, bounds) in [
+        ("every_ms", check.every_ms, Check::EVERY_MS),
+        ("timeout_ms", check.timeout_ms, Check::TIMEOUT_MS),
+        ("grace_ms", check.grace_ms, Check::GRACE_MS),
+    ] {
+        within(field, value, *bounds.start(), *bounds.end());
+    }
+    for (field, value) in [("up", check.up), ("down", check.down)] {
+        within(field, value.into(), (*Check::TIMES.start()).into(), (*Check::TIMES.end()).into());
+    }
+}
+
+/// Most bytes that a placement's record has for this specification.
+fn placement_bytes(spec: &ServiceSpec) -> usize {
+    let call = |target: &CallTarget| record::Call {
+        variable: target.variable(),
+        cluster: "x".repeat(CLUSTER_BYTES_MAX),
+        protocol: Protocol::Http2.as_str().to_owned(),
+    };
+    record::Spec { calls: spec.calls.iter().map(call).collect(), ..spec.into() }.encoded_len()
+}
+
+/// Most bytes that the record which says who may call the service has for this specification.
+fn policy_bytes(spec: &ServiceSpec) -> usize {
+    let rule = |rule: &AllowRule| record::AllowRule {
+        from: rule.from.iter().map(|_| "x".repeat(CLUSTER_BYTES_MAX)).collect(),
+        http: rule.http.iter().map(ToString::to_string).collect(),
+        grpc: rule.grpc.iter().map(ToString::to_string).collect(),
+    };
+    let allow = spec.allow.iter().map(rule).collect();
+    record::RegionCluster { allow, ..record::RegionCluster::default() }.encoded_len()
 }
 
 #[derive(Debug, Default)]

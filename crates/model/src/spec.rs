@@ -4,6 +4,7 @@ use crate::mesh::{AllowRule, CallTarget};
 use crate::names::RegionName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// How many instances a service has in a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,26 @@ pub struct Check {
     pub up: u32,
     /// Failures in a row that make it unhealthy.
     pub down: u32,
+}
+
+impl Check {
+    /// Most checks of a service.
+    pub const COUNT_MAX: usize = 8;
+    /// Bounds of [`Self::every_ms`].
+    pub const EVERY_MS: RangeInclusive<u64> = 50..=3_600_000;
+    /// Bounds of [`Self::timeout_ms`].
+    pub const TIMEOUT_MS: RangeInclusive<u64> = 10..=60_000;
+    /// Bounds of [`Self::grace_ms`].
+    pub const GRACE_MS: RangeInclusive<u64> = 0..=3_600_000;
+    /// Bounds of [`Self::up`] and [`Self::down`].
+    pub const TIMES: RangeInclusive<u32> = 1..=100;
+
+    /// Whether a host can ask for that path.
+    #[must_use]
+    pub fn is_path(path: &str) -> bool {
+        let clean = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        path.starts_with('/') && clean && path.len() <= 1024
+    }
 }
 
 /// A revision's content: all that a host needs to run an instance, and control to place it.

@@ -8,6 +8,7 @@ use crate::mesh::CallTarget;
 use crate::names::RegionName;
 use crate::spec::{Check, CheckKind, Protocol, Scale, ServiceSpec};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use toml::de::DeValue;
 
 const KEYS: &[&str] = &[
@@ -47,7 +48,6 @@ const GIVEN: &[&str] =
 const ARGUMENTS_MAX: usize = 256;
 const ENV_MAX: usize = 256;
 const LABELS_MAX: usize = 32;
-const CHECKS_MAX: usize = 8;
 const HOUR_MS: u64 = 3_600_000;
 const DRAIN_DEFAULT_MS: u64 = 30_000;
 
@@ -335,11 +335,11 @@ fn read_labels(section: &Section<'_, '_>, problems: &mut Problems<'_>) -> BTreeM
 
 fn read_checks(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<Check> {
     let tables = table.tables("check", problems);
-    if tables.len() > CHECKS_MAX {
+    if tables.len() > Check::COUNT_MAX {
         problems.add(
             table.span(),
             &table.path_of("check"),
-            format!("a service has at most {CHECKS_MAX} checks"),
+            format!("a service has at most {} checks", Check::COUNT_MAX),
         );
         return Vec::new();
     }
@@ -349,16 +349,20 @@ fn read_checks(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Vec<Chec
 fn read_check(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Option<Check> {
     table.check_keys(CHECK_KEYS, CHECK_LATER, problems);
     let kind = read_check_kind(table, problems);
-    let every_ms = table.duration_ms("every", 1_000, 50, HOUR_MS, problems);
-    let timeout_ms = table.duration_ms("timeout", 2_000, 10, 60_000, problems);
-    let grace_ms = table.duration_ms("grace", 10_000, 0, HOUR_MS, problems);
+    let mut duration = |key: &str, usual: u64, bounds: RangeInclusive<u64>| {
+        table.duration_ms(key, usual, *bounds.start(), *bounds.end(), problems)
+    };
+    let every_ms = duration("every", 1_000, Check::EVERY_MS);
+    let timeout_ms = duration("timeout", 2_000, Check::TIMEOUT_MS);
+    let grace_ms = duration("grace", 10_000, Check::GRACE_MS);
+    let (least, most) = (*Check::TIMES.start(), *Check::TIMES.end());
     let up = if table.get("up").is_some() {
-        table.integer("up", 1, 100, problems).map(|(n, _)| n)
+        table.integer("up", least, most, problems).map(|(n, _)| n)
     } else {
         Some(1)
     };
     let down = if table.get("down").is_some() {
-        table.integer("down", 1, 100, problems).map(|(n, _)| n)
+        table.integer("down", least, most, problems).map(|(n, _)| n)
     } else {
         Some(3)
     };
@@ -413,8 +417,7 @@ fn read_check_path(table: &Section<'_, '_>, problems: &mut Problems<'_>) -> Opti
         return None;
     }
     let (path, at) = table.string("path", problems)?;
-    let clean = path.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
-    if !path.starts_with('/') || !clean || path.len() > 1024 {
+    if !Check::is_path(&path) {
         let what =
             "a path starts with `/` and holds at most 1024 printable ASCII characters, no spaces and no `#`";
         problems.add(at, &table.path_of("path"), what);
