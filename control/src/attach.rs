@@ -1,6 +1,6 @@
 //! Lines to nodes: control asks over the stream that each node holds open, the node answers.
 
-use atoll_model::NodeName;
+use atoll_model::{NodeName, OrgName};
 use atoll_wire::node::{
     CanServe, Cancel, ControlMessage, More, NodeMessage, PurgeApplied, ReadLogs, ReadStats, Stats,
     control_message::Ask, node_message::Answer,
@@ -21,7 +21,8 @@ const ASKS_MAX: usize = 256;
 /// lets the host send another: a slow reader holds up its hosts, not our memory.
 const LOG_WINDOW: u32 = 4;
 
-/// What is asked of many nodes for one who reads it, and how many may do so at a time.
+/// What is asked of many nodes for one who reads it, and how many may do so at a time: all together, and of one
+/// organization, so that others find a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reading {
     /// Each may hold lines of many instances.
@@ -37,6 +38,10 @@ impl Reading {
             Self::Top => 8,
         }
     }
+
+    const fn of_org_max(self) -> usize {
+        self.streams_max() / 4 * 3
+    }
 }
 
 /// Every attached node. Clones share it.
@@ -45,13 +50,13 @@ pub struct Attached(Arc<Mutex<Lines>>);
 
 /// A place among those who read something; given back when dropped.
 #[derive(Debug)]
-pub struct Place(Attached, Reading);
+pub struct Place(Attached, Reading, OrgName);
 
 #[derive(Debug, Default)]
 struct Lines {
     lines: BTreeMap<NodeName, Arc<Line>>,
     next: u64,
-    reading: BTreeMap<Reading, usize>,
+    reading: BTreeMap<Reading, BTreeMap<OrgName, usize>>,
 }
 
 #[derive(Debug)]
@@ -212,16 +217,17 @@ impl Attached {
         self.ask(host, Ask::ReadLogs(ReadLogs { window: LOG_WINDOW, ..logs }))
     }
 
-    /// A place for one more who reads, if there is one.
+    /// A place for one more of an organization who reads, if there is one.
     #[must_use]
-    pub fn place(&self, reading: Reading) -> Option<Place> {
+    pub fn place(&self, reading: Reading, org: &OrgName) -> Option<Place> {
         let mut lines = lock(&self.0);
         let places = lines.reading.entry(reading).or_default();
-        if *places >= reading.streams_max() {
+        let (all, own) = (places.values().sum::<usize>(), places.get(org).copied().unwrap_or(0));
+        if all >= reading.streams_max() || own >= reading.of_org_max() {
             return None;
         }
-        *places += 1;
-        Some(Place(self.clone(), reading))
+        places.insert(org.clone(), own + 1);
+        Some(Place(self.clone(), reading, org.clone()))
     }
 
     /// Asks a node what it has counted.
@@ -308,8 +314,13 @@ impl Drop for Answers {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Self(attached, reading) = self;
-        lock(&attached.0).reading.entry(*reading).and_modify(|places| *places -= 1);
+        let Self(attached, reading, org) = self;
+        let mut lines = lock(&attached.0);
+        let Some(places) = lines.reading.get_mut(reading) else { return };
+        match places.get_mut(org) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => drop(places.remove(org)),
+        }
     }
 }
 
@@ -366,6 +377,20 @@ mod tests {
         drop(end);
         assert!(open.next().await.is_none());
         assert!(!attached.is_attached(&node));
+    }
+
+    #[test]
+    fn an_organization_that_reads_much_leaves_places_to_others() {
+        let attached = Attached::default();
+        let (much, other): (OrgName, OrgName) = ("much".parse().unwrap(), "other".parse().unwrap());
+        let take = |org| attached.place(Reading::Top, org);
+        let mut taken: Vec<Place> = std::iter::from_fn(|| take(&much)).collect();
+        assert_eq!(taken.len(), Reading::Top.of_org_max());
+        let others: Vec<Place> = std::iter::from_fn(|| take(&other)).collect();
+        assert_eq!(taken.len() + others.len(), Reading::Top.streams_max());
+        taken.pop();
+        assert!(take(&other).is_some());
+        assert!(take(&much).is_some(), "a place is given back");
     }
 
     #[tokio::test]

@@ -96,7 +96,7 @@ impl Platform {
         Self { folder, store, parts, address, token, world, drain, _trigger: trigger }
     }
 
-    /// Runs the reconciler, and hosts that behave as `behave` says.
+    /// Runs the reconciler, and hosts that behave as `behave` says; an edge `fra1-edge` while it is attached.
     pub(crate) fn reconcile(&self, behave: impl Fn(&Placement) -> record::Instance + Send + 'static) {
         let parts = &self.parts;
         let reconciler = Reconciler {
@@ -109,11 +109,16 @@ impl Platform {
             metrics: parts.metrics.clone(),
         };
         tokio::spawn(reconciler.run(self.drain.clone()));
-        let (store, world) = (self.store.clone(), self.world.clone());
+        let (store, world, attached) = (self.store.clone(), self.world.clone(), self.parts.attached.clone());
         tokio::spawn(async move {
+            let (edge, edge_seen) = node("fra1-edge", "fra", Role::Edge);
             loop {
-                let nodes = [host("fra1-host", "fra"), host("was1-host", "was")].into();
+                let nodes =
+                    [node("fra1-host", "fra", Role::Host), node("was1-host", "was", Role::Host)].into();
                 let mut now = World { nodes, ..World::default() };
+                if attached.is_attached(&edge) {
+                    now.nodes.insert(edge.clone(), edge_seen.clone());
+                }
                 for placement in store.list::<Placement>("") {
                     let mut facts = behave(&placement);
                     if placement.state == PlacementState::Drain {
@@ -162,14 +167,14 @@ impl Platform {
     }
 }
 
-fn host(name: &str, region: &str) -> (NodeName, NodeSeen) {
+fn node(name: &str, region: &str, role: Role) -> (NodeName, NodeSeen) {
     let seen = NodeSeen {
-        roles: Roles::NONE.with(Role::Host),
+        roles: Roles::NONE.with(role),
         region: region.parse().unwrap(),
         alive: true,
         facts: NodeFacts::default(),
         written_ms: 1,
-        kind: Kind::REGION_NODE,
+        kind: if role == Role::Host { Kind::REGION_NODE } else { Kind::NODE },
     };
     (name.parse().unwrap(), seen)
 }

@@ -97,7 +97,7 @@ pub(super) async fn read(
     Query(options): Query<Options>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let asked = asked(&api, &caller, options)?;
-    let place = api.attached.place(Reading::Logs).ok_or_else(too_many)?;
+    let place = api.attached.place(Reading::Logs, &caller.org).ok_or_else(too_many)?;
     let reader = Reader::start(api, asked, place);
     let events = stream::unfold(reader, |mut reader| async move {
         let said = reader.next().await?;

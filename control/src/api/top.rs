@@ -142,7 +142,7 @@ pub(super) async fn read(
     let prefix = app.map_or_else(|| format!("{}/", caller.org), |app| format!("{}/{app}/", caller.org));
     let mut ticks = interval(Duration::from_millis(interval_ms));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let place = api.attached.place(Reading::Top).ok_or_else(too_many)?;
+    let place = api.attached.place(Reading::Top, &caller.org).ok_or_else(too_many)?;
     let watcher = Watcher {
         operator: caller.role >= TokenRole::Operator,
         api,

@@ -200,3 +200,43 @@ async fn a_scale_whose_instances_fail_is_undone_and_leaves_the_others_alone() {
     }
     panic!("{:?} are not {before:?}", running(&platform));
 }
+
+#[tokio::test]
+async fn a_public_service_without_instances_is_deployed_once_the_edges_know_it() {
+    use atoll_wire::node::{NodeMessage, ServeAnswer, control_message::Ask, node_message::Answer};
+    let platform = Platform::start().await;
+    let (line, mut asked) = platform.parts.attached.attach("fra1-edge".parse().unwrap());
+    let knows = Arc::new(AtomicBool::new(false));
+    let known = knows.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = asked.recv().await {
+            let Some(Ask::CanServe(question)) = message.ask else { continue };
+            // As edges do: what has no instances anywhere can't be reached.
+            let serves = known.load(Ordering::SeqCst) && question.placed_nowhere;
+            let serve = ServeAnswer { serves, why_not: "no healthy instance".to_owned() };
+            line.deliver(NodeMessage { id: message.id, answer: Some(Answer::Serve(serve)), last: true });
+        }
+    });
+    platform.reconcile(healthy);
+    let mut app = shop(&[("fra", 0), ("was", 0)]);
+    for region in ["fra", "was"] {
+        app["services"]["web"]["regions"][region]["max"] = 2.into();
+    }
+    let (status, answer) = platform.call(Method::PUT, "/v1/apps/shop", None, app).await;
+    assert_eq!(status, 202, "{answer}");
+    let path = format!("/v1/deploys/{}", answer["deploy"].as_str().unwrap());
+    let edge_said = async {
+        loop {
+            let (_, status) = platform.get(&path).await;
+            assert!(status["ended_ms"].is_null(), "{status}");
+            if status["edges"]["fra1-edge"]["serves"] == false {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), edge_said).await.unwrap();
+    knows.store(true, Ordering::SeqCst);
+    assert_eq!(ended(&platform, &answer).await, "done");
+    assert!(running(&platform).is_empty());
+}
