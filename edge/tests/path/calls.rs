@@ -82,6 +82,12 @@ async fn a_caller_is_who_its_certificate_says_and_nobody_else() {
     let answer = front.get("acme/shop/web", &[]).await.unwrap();
     assert_eq!(reason(&answer), "gateway;not-authorized");
 
+    // An instance may write what authority and path it likes: passed on by a gateway it opens nothing there.
+    let mut tunnel = mesh(&gateway, far.identity.clone()).await;
+    assert!(tunnel.opens_control_stream(None, CALLER_ID).await.unwrap(), "the gateway's own");
+    assert!(!tunnel.opens_control_stream(Some(CLUSTER), CALLER_ID).await.unwrap(), "an instance's");
+    assert!(!front.opens_control_stream(None, CALLER_ID).await.unwrap());
+
     // A gateway is believed when it names one caller of ours, and not heard otherwise.
     let mut far = mesh(&gateway, far.identity.clone()).await;
     let answer = far.get(CLUSTER, &[("atoll-caller", CALLER_ID)]).await.unwrap();

@@ -131,6 +131,22 @@ impl Mesh {
             .await
     }
 
+    /// The request that opens a tunnel's control stream, as a sidecar passes it on for its instance: true when it
+    /// is answered as a control stream is, with a body that goes on.
+    pub async fn opens_control_stream(
+        &mut self,
+        cluster: Option<&str>,
+        caller: &str,
+    ) -> Result<bool, String> {
+        let mut request = Request::post("https://mesh.atoll/atoll/tunnel").header("atoll-caller", caller);
+        if let Some(cluster) = cluster {
+            request = request.header("atoll-cluster", cluster);
+        }
+        let pending = StreamBody::new(tokio_stream::pending()).boxed_unsync();
+        let answer = self.0.send_request(request.body(pending).unwrap()).await.map_err(|e| e.to_string())?;
+        Ok(answer.status() == 200 && !answer.headers().contains_key("atoll-hops"))
+    }
+
     pub async fn post(&mut self, cluster: &str, content: &str) -> Result<Response<String>, String> {
         let body = Full::new(Bytes::copy_from_slice(content.as_bytes())).map_err(|e| match e {});
         read(self.send("POST", cluster, &[], body.boxed_unsync()).await?).await

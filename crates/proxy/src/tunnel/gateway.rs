@@ -4,6 +4,7 @@ use super::frames::{FrameReader, FrameWriter, frame_body};
 use super::{CONTROL_AUTHORITY, CONTROL_PATH, WIRE_VERSION};
 use crate::body::Body;
 use crate::exchange::Exchange;
+use crate::headers;
 use crate::metrics::ProxyMetrics;
 use crate::workers::spawn_task;
 use atoll_process::Drain;
@@ -41,10 +42,12 @@ impl std::fmt::Debug for ControlStream {
     }
 }
 
-/// Whether the request opens a control stream.
+/// Whether the request opens a control stream. What is passed on for somebody else never does, whatever authority
+/// and path it names: it is for a cluster, and whoever passes it on says so.
 #[must_use]
 pub fn is_control_stream(exchange: &Exchange) -> bool {
-    exchange.request.method() == Method::POST
+    !exchange.request.headers().contains_key(headers::CLUSTER)
+        && exchange.request.method() == Method::POST
         && exchange.request.uri().path() == CONTROL_PATH
         && exchange.authority() == CONTROL_AUTHORITY
 }
