@@ -15,12 +15,14 @@ pub struct Config {
     pub advertise: Option<SocketAddr>,
     /// Data-path workers; 0 means one for each core, at most 4.
     pub workers: usize,
-    /// Most requests at a time, over all workers. Each holds at most 64 KiB of its body for a retry.
+    /// Most requests at a time, over all workers. Each holds at most 64 KiB of its body for a retry. While no more
+    /// than a quarter is left, a service that has a 64th of them is given no more for its calls.
     pub requests_max: usize,
     /// Most connections at a time. An edge has a few for each of its workers, and so has each gateway of
     /// another region.
     pub connections_max: usize,
-    /// Most of them that may be sidecars', which have one or two each, so that tunnels find a place.
+    /// Most of them that may be sidecars', which have one or two each, so that tunnels find a place. They
+    /// are shared among the services as requests are.
     pub sidecar_connections_max: usize,
     /// Simulated round-trip time to each region's gateways, ms (`atoll dev --wan`).
     pub wan: BTreeMap<RegionName, u64>,

@@ -120,7 +120,11 @@ impl Connection {
         tries: &Tries,
     ) -> Result<Response<Body>, InternalAnswer> {
         let (started, shared) = (exchange.started, &self.worker.shared);
-        let admission = shared.admissions.take().ok_or(unsent(Reason::GatewayFull))?;
+        let admission = match asking {
+            Asking::Client => shared.admissions.take(),
+            Asking::Call { caller, .. } => shared.admissions.take_for(&caller.to_string()),
+        };
+        let admission = admission.ok_or(unsent(Reason::GatewayFull))?;
         let in_flight = InFlight::new(cluster);
         if let Some(node) = self.who.node() {
             self.note_use(node, &cluster.to.text);

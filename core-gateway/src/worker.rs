@@ -95,7 +95,7 @@ impl Worker {
         self.shared.metrics.connections_refused.inc();
         if let Some(left_out) = self.strangers.take(Instant::now()) {
             warn!(%id, own = %self.own_id, left_out,
-                  "refused a connection: there are as many sidecars as gateway.sidecar_connections_max allows");
+                  "refused a connection: gateway.sidecar_connections_max leaves no more for sidecars, or for this service's");
         }
     }
 }
@@ -114,7 +114,7 @@ async fn serve(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, pe
     let Some(who) = Peer::of(&identity) else { return };
     let (limits, place) = match &who {
         Peer::Node { .. } => (&worker.tunnel_limits, None),
-        Peer::Service { .. } => match shared.sidecar_connections.take() {
+        Peer::Service { name, .. } => match shared.sidecar_connections.take_for(&name.to_string()) {
             Some(place) => (&worker.sidecar_limits, Some(place)),
             None => return worker.full(&identity.id),
         },
