@@ -101,6 +101,22 @@ fn a_removed_gateway_is_cut_and_not_let_in_again() {
 }
 
 #[test]
+fn an_instance_that_changes_the_protocol_unasked_harms_nobody_else() {
+    run(async {
+        let world = World::new(|_| {}).await;
+        let peer = world.peer(Role::Gateway);
+        let slow = ask(&peer, get("/slow"));
+        let switch = async {
+            until("the other has come", || !world.heads.borrow().is_empty()).await;
+            reason(&peer, get("/switch")).await
+        };
+        let (slow, switched) = tokio::join!(slow, switch);
+        assert_eq!(switched, (Reason::InstanceProtocol, true));
+        assert_eq!(slow.into_body().collect().await.unwrap().to_bytes(), "slow");
+    });
+}
+
+#[test]
 fn another_cluster_is_refused() {
     run(async {
         let world = World::new(|_| {}).await;

@@ -111,6 +111,7 @@ async fn answer(mut stream: TcpStream, heads: Rc<RefCell<Vec<String>>>) -> Optio
                 "HTTP/1.1 200 OK\r\ntrailer: grpc-status\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ngrpc-status: 7\r\n\r\n"
             }
             "/close" => return None,
+            "/switch" => "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nok",
             "/nonsense" => "nonsense\r\n\r\n",
             "/silent" => std::future::pending().await,
             "/slow" => {

@@ -197,6 +197,10 @@ impl H1Pool {
             Some(request) => SendError::unsent(SendFault::Reset, "the connection had ended", request),
             None => SendError::from_hyper(failed.error()),
         })?;
+        if response.status().is_informational() {
+            // `101`, which nobody has asked for: what follows is no HTTP.
+            return Err(SendError::sent(SendFault::Protocol, "the protocol was changed unasked"));
+        }
         let pool = Rc::downgrade(&self.0);
         // Ready again once both bodies have ended; an error when it can't be used again.
         tokio::task::spawn_local(async move {
