@@ -266,8 +266,13 @@ impl Inbound {
         let lasting = Rc::new(in_flight);
         let answer = from_socket(read, Side::Upstream, &activity).holding(Rc::clone(&lasting));
         spawn_task("bytes to the instance", &self.metrics, async move {
-            let whole = into_socket(request.into_body(), write, &activity).await;
-            debug!(whole, "a stream of bytes to the instance ended");
+            tokio::select! {
+                whole = into_socket(request.into_body(), write, &activity) => {
+                    debug!(whole, "a stream of bytes to the instance ended");
+                }
+                // An instance that reads nothing is not waited for any longer than one that is silent.
+                () = activity.silent(STREAM_SILENCE_MAX) => debug!("a stream of bytes was silent for too long"),
+            }
             drop(lasting);
         });
         let mut response = Response::new(answer);

@@ -87,8 +87,8 @@ pub(super) fn check(
         Asked::Http { method: head.method.as_str(), path: normal.as_ref() }
     };
     authorize(policy, caller, asked).map_err(Why::Policy)?;
-    if let Some(uri) = normal.filter(NormalPath::is_changed).and_then(|path| with_path(&head.uri, &path)) {
-        head.uri = uri;
+    if let Some(path) = normal.filter(NormalPath::is_changed) {
+        head.uri = with_path(&head.uri, &path).ok_or(Why::Policy(Refused::AmbiguousPath))?;
     }
     Ok(origin)
 }

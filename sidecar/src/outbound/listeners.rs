@@ -26,6 +26,8 @@ const KEPT_MAX: Duration = Duration::from_secs(900);
 const BODY_SILENCE_MAX: Duration = Duration::from_secs(3600);
 /// For the first bytes, which tell HTTP/2 from HTTP/1.1.
 const PREFACE_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait between two looks at a beginning that is not whole.
+const PREFACE_LOOK_MAX: Duration = Duration::from_millis(100);
 /// How HTTP/2 with prior knowledge begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -195,6 +197,7 @@ async fn serve<H: Handler>(
 /// Which HTTP a client speaks, by its first bytes, which stay unread. `None` when it has gone.
 async fn version_of(stream: &TcpStream) -> Option<HttpVersion> {
     let mut seen = [0; PREFACE.len()];
+    let mut wait = Duration::from_millis(1);
     let mut before = 0;
     loop {
         let count = stream.peek(&mut seen).await.ok().filter(|count| *count > 0)?;
@@ -206,7 +209,8 @@ async fn version_of(stream: &TcpStream) -> Option<HttpVersion> {
         }
         if count == before {
             // What is there already makes the socket readable: nothing tells of the rest.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(PREFACE_LOOK_MAX);
         }
         before = count;
     }

@@ -88,8 +88,9 @@ impl Sidecars {
 
     fn sidecar(&self, cluster: &ClusterName, endpoint: &Endpoint) -> Rc<Sidecar> {
         let mut open = self.open.borrow_mut();
-        let known = open.get(&endpoint.key).filter(|sidecar| sidecar.peer.address() == endpoint.address);
-        if let Some(known) = known {
+        let is_it =
+            |known: &&Rc<Sidecar>| known.peer.address() == endpoint.address && known.cluster == *cluster;
+        if let Some(known) = open.get(&endpoint.key).filter(is_it) {
             return Rc::clone(known);
         }
         // Whoever answers there must prove that it is an instance of this very service.
