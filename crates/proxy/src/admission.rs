@@ -53,8 +53,9 @@ impl Admissions {
     pub fn take_for(&self, name: &str) -> Option<Admission> {
         let (mut admission, before) = self.place()?;
         let mut named = self.taken.named();
-        let (name, has) =
-            named.get_key_value(name).map_or((name.into(), 0), |(name, has)| (name.clone(), *has));
+        let (name, has) = named
+            .get_key_value(name)
+            .map_or_else(|| (name.into(), 0), |(name, has)| (Arc::clone(name), *has));
         let last_quarter = before >= self.max - self.max / 4;
         if last_quarter && has >= (self.max / FEW).max(1) {
             return None;
