@@ -8,8 +8,8 @@ use crate::core::Core;
 use crate::membership::{PACKET_BYTES_MAX, Peer};
 use crate::scope::Scope;
 use crate::stats::Stats;
-use atoll_identity::{ClientAuth, Identity, MESH_SERVER_NAME, PeerPolicy, SpiffeKind};
-use atoll_model::{NodeName, Role};
+use atoll_identity::{ClientAuth, Identity, MESH_SERVER_NAME, PeerIdentity, PeerPolicy, SpiffeKind};
+use atoll_model::NodeName;
 use atoll_process::drain::Drain;
 use atoll_process::tasks::Tasks;
 use atoll_wire::gossip;
@@ -84,6 +84,9 @@ pub(crate) enum Opening {
 pub(crate) struct Link {
     connection: Connection,
     pub(crate) peer: Arc<Peer>,
+    /// What its certificate said, and when that was verified.
+    identity: PeerIdentity,
+    since: Instant,
     /// Exchanges that this peer may have served at a time.
     served: Arc<Semaphore>,
     /// Bytes sent and received that the metrics have.
@@ -159,6 +162,7 @@ fn transport_config() -> Arc<TransportConfig> {
 
 /// Opens the endpoint.
 pub(crate) fn bind(identity: &Identity, listen: SocketAddr) -> std::io::Result<Endpoint> {
+    let identity = identity.by_either_clock();
     let server = identity.server_config(&[ALPN], PeerPolicy::AnyNode, ClientAuth::Required);
     let server = QuicServerConfig::try_from(server).map_err(std::io::Error::other)?;
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
@@ -344,6 +348,8 @@ impl Transport {
         let link = Arc::new(Link {
             connection,
             peer: Arc::new(peer),
+            identity,
+            since: Instant::now(),
             served: Arc::new(Semaphore::new(SERVED_OF_PEER_MAX)),
             counted: Mutex::default(),
         });
@@ -480,12 +486,11 @@ impl Transport {
     }
 
     /// What a peer, whose certificate was verified, says its machine's time is.
-    fn hear_time(&self, peer: &Peer, now_ms: u64) {
-        let clock = self.identity.clock();
-        if now_ms == 0 || !clock.heard(&peer.name, peer.roles.has(Role::Control), now_ms) {
+    fn hear_time(&self, link: &Link, now_ms: u64) {
+        if now_ms == 0 || !self.identity.hear_time(&link.identity, link.since.elapsed(), now_ms) {
             return;
         }
-        match clock.correction_ms() / 1000 {
+        match self.identity.clock().correction_ms() / 1000 {
             0 => tracing::info!("this machine's clock agrees with the other nodes' again"),
             seconds => tracing::error!(
                 others_ahead_s = seconds,
@@ -501,7 +506,7 @@ impl Transport {
             self.stats.packets_refused.inc();
             return;
         }
-        self.hear_time(&link.peer, sender.now_ms);
+        self.hear_time(link, sender.now_ms);
         if address.ip().is_unspecified() {
             address.set_ip(link.connection.remote_address().ip());
         }
@@ -619,7 +624,7 @@ impl Transport {
     }
 }
 
-fn peer_of(identity: &atoll_identity::PeerIdentity) -> Option<Peer> {
+fn peer_of(identity: &PeerIdentity) -> Option<Peer> {
     let SpiffeKind::Node { site, node } = identity.id.kind() else { return None };
     Some(Peer { name: node, site, region: identity.region.clone()?, roles: identity.roles })
 }

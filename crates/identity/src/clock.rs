@@ -6,14 +6,17 @@
 //! can't do is to verify a first peer where its clock is ahead by more than certificates live.
 //!
 //! Only where the clock disagrees by more than [`TOLERANCE`], so that nobody can move it in small steps, and
-//! only by the word of more than half of those heard, the node itself counted.
+//! only by the word of more than half of those heard, the node itself counted. Each node has one vote, however
+//! often it speaks, and control two, its own clock's too; a removed node has none. Nobody is heard who names a
+//! time at which its own certificate isn't valid.
 
 use crate::certificate::PeerIdentity;
-use atoll_model::NodeName;
+use crate::spiffe::SpiffeId;
+use atoll_model::{Role, Roles};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
@@ -35,6 +38,8 @@ pub struct Clock(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
+    /// Votes of the machine's own clock beyond one.
+    own_votes_more: AtomicUsize,
     /// What is to be added to the machine's clock, ms.
     correction_ms: watch::Sender<i64>,
     /// It can't be earlier than this, ms since 1970: our own certificate was issued then.
@@ -42,7 +47,7 @@ struct Shared {
     /// When a certificate out of its time was last written of. Held for a comparison.
     complained: Mutex<Option<Instant>>,
     // Held for one sample; a few in a second.
-    heard: Mutex<BTreeMap<NodeName, Sample>>,
+    heard: Mutex<BTreeMap<SpiffeId, Sample>>,
 }
 
 /// What a peer's clock showed, against ours.
@@ -50,10 +55,27 @@ struct Shared {
 struct Sample {
     ahead_ms: i64,
     votes: usize,
+    epoch: u64,
     at: Instant,
 }
 
+/// Control, by whose clock certificates are issued, counts twice.
+fn votes_of(roles: Roles) -> usize {
+    if roles.has(Role::Control) { 2 } else { 1 }
+}
+
 impl Clock {
+    /// The clock of a node with these roles.
+    pub(crate) fn of(roles: Roles) -> Self {
+        let clock = Self::default();
+        clock.0.own_votes_more.store(votes_of(roles) - 1, Ordering::Relaxed);
+        clock
+    }
+
+    fn own_votes(&self) -> usize {
+        1 + self.0.own_votes_more.load(Ordering::Relaxed)
+    }
+
     /// Milliseconds since 1970, corrected.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
@@ -73,28 +95,43 @@ impl Clock {
         self.0.correction_ms.subscribe()
     }
 
-    /// A peer whose certificate was verified says what time it has. Control, by whose clock certificates are
-    /// issued, counts twice. True when the correction changed.
-    pub fn heard(&self, peer: &NodeName, is_control: bool, their_ms: u64) -> bool {
+    /// A peer says what time it has, on a connection on which it showed this certificate `connected_for` ago.
+    /// True when the correction changed. `is_denied` tells of whom nothing counts any more, by id and epoch.
+    pub(crate) fn heard(
+        &self,
+        peer: &PeerIdentity,
+        connected_for: Duration,
+        their_ms: u64,
+        is_denied: impl Fn(&SpiffeId, u64) -> bool,
+    ) -> bool {
         let mut heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let ahead_ms = i64::try_from(their_ms).unwrap_or(i64::MAX).saturating_sub_unsigned(machine_ms());
-        heard.insert(peer.clone(), Sample { ahead_ms, votes: if is_control { 2 } else { 1 }, at: now });
-        heard.retain(|_, sample| now.duration_since(sample.at) < HEARD_FOR);
+        if is_possible(peer, connected_for, their_ms) {
+            let ahead_ms = i64::try_from(their_ms).unwrap_or(i64::MAX).saturating_sub_unsigned(machine_ms());
+            let (votes, epoch) = (votes_of(peer.roles), peer.epoch.unwrap_or(0));
+            heard.insert(peer.id.clone(), Sample { ahead_ms, votes, epoch, at: now });
+        }
+        heard.retain(|id, sample| now.duration_since(sample.at) < HEARD_FOR && !is_denied(id, sample.epoch));
         while heard.len() > PEERS_MAX {
-            let oldest = heard.iter().min_by_key(|(_, sample)| sample.at).map(|(name, _)| name.clone());
+            let oldest = heard.iter().min_by_key(|(_, sample)| sample.at).map(|(id, _)| id.clone());
             let Some(oldest) = oldest else { break };
             heard.remove(&oldest);
         }
         let votes: Vec<(i64, usize)> = heard.values().map(|sample| (sample.ahead_ms, sample.votes)).collect();
         drop(heard);
-        self.correct(correction(votes))
+        self.correct(correction(self.own_votes(), votes))
     }
 
-    /// Whether other nodes have told us the time lately.
+    /// Whether enough others have told us the time lately to outvote our own clock.
     pub(crate) fn is_confirmed(&self) -> bool {
         let heard = self.0.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.values().any(|sample| sample.at.elapsed() < HEARD_FOR)
+        let lately = heard.values().filter(|sample| sample.at.elapsed() < HEARD_FOR);
+        lately.map(|sample| sample.votes).sum::<usize>() > self.own_votes()
+    }
+
+    /// What the machine's clock shows, where others contradict it.
+    pub(crate) fn contradicted(&self) -> Option<UnixTime> {
+        (self.correction_ms() != 0).then(|| UnixTime::since_unix_epoch(Duration::from_millis(machine_ms())))
     }
 
     /// Sets the correction, as somebody says who knows more (a sidecar's host). True when it changed by more
@@ -142,10 +179,20 @@ impl TimeProvider for Clock {
     }
 }
 
+/// Whether the peer can mean it: at its time the certificate that it showed is, or was when it was shown, valid.
+/// So nobody moves us to a time for which our CA has not certified it: not before that, not by more than a life.
+fn is_possible(peer: &PeerIdentity, connected_for: Duration, their_ms: u64) -> bool {
+    let tolerance_ms = tolerance_ms().unsigned_abs();
+    let age_ms = u64::try_from(connected_for.as_millis()).unwrap_or(u64::MAX);
+    let earliest = peer.not_before_ms.saturating_add(age_ms).saturating_sub(tolerance_ms);
+    let latest = peer.not_after_ms.saturating_add(age_ms).saturating_add(tolerance_ms);
+    (earliest..=latest).contains(&their_ms)
+}
+
 /// How far most others are ahead, if that is more than is tolerated. `heard`: how far ahead, and how many
-/// votes. The node itself has one vote, for its own clock.
-fn correction(mut heard: Vec<(i64, usize)>) -> i64 {
-    heard.push((0, 1));
+/// votes. The node itself has `own` votes, for its own clock.
+fn correction(own: usize, mut heard: Vec<(i64, usize)>) -> i64 {
+    heard.push((0, own));
     heard.sort_unstable();
     let all: usize = heard.iter().map(|(_, votes)| votes).sum();
     let at = |rank: usize| {
@@ -182,30 +229,97 @@ mod tests {
 
     #[test]
     fn most_must_say_so() {
-        assert_eq!(correction(vec![]), 0);
-        assert_eq!(correction(vec![(DAY, 1)]), 0, "word against word");
-        assert_eq!(correction(vec![(DAY, 2)]), DAY, "control knows");
-        assert_eq!(correction(vec![(DAY, 1), (DAY + 40, 1)]), DAY);
-        assert_eq!(correction(vec![(DAY, 2), (3, 1), (-5, 1)]), 0, "control's own clock is wrong");
-        assert_eq!(correction(vec![(-DAY, 1), (DAY, 1), (0, 1)]), 0);
-        assert_eq!(correction(vec![(9_000, 2), (9_500, 1)]), 0, "near enough");
+        assert_eq!(correction(1, vec![]), 0);
+        assert_eq!(correction(1, vec![(DAY, 1)]), 0, "word against word");
+        assert_eq!(correction(1, vec![(DAY, 2)]), DAY, "control knows");
+        assert_eq!(correction(1, vec![(DAY, 1), (DAY + 40, 1)]), DAY);
+        assert_eq!(correction(1, vec![(DAY, 2), (3, 1), (-5, 1)]), 0, "control's own clock is wrong");
+        assert_eq!(correction(1, vec![(-DAY, 1), (DAY, 1), (0, 1)]), 0);
+        assert_eq!(correction(1, vec![(9_000, 2), (9_500, 1)]), 0, "near enough");
+        assert_eq!(correction(2, vec![(DAY, 1), (DAY, 1)]), 0, "two against control");
+        assert_eq!(correction(2, vec![(DAY, 1), (DAY, 1), (DAY, 1)]), DAY);
+        for (own, honest) in
+            [(1, vec![]), (1, vec![(0, 1)]), (1, vec![(0, 2)]), (2, vec![]), (2, vec![(0, 1)])]
+        {
+            for lie in [DAY, -DAY, i64::MAX, i64::MIN] {
+                let heard = honest.iter().copied().chain([(lie, 1)]).collect();
+                assert_eq!(correction(own, heard), 0, "one of two or three: {own} {honest:?} {lie}");
+            }
+        }
+    }
+
+    /// A node whose certificate began an hour ago and has a week.
+    fn node(name: &str, role: Role) -> PeerIdentity {
+        PeerIdentity {
+            id: SpiffeId::parse(&format!("spiffe://td/node/fra1/{name}")).unwrap(),
+            roles: Roles::NONE.with(role),
+            region: Some("fra".parse().unwrap()),
+            epoch: Some(1),
+            serial: Vec::new(),
+            not_before_ms: machine_ms() - 3_600_000,
+            not_after_ms: machine_ms() + 7 * DAY as u64,
+        }
+    }
+
+    fn told(clock: &Clock, peer: &PeerIdentity, ahead: i64) -> bool {
+        clock.heard(peer, Duration::ZERO, machine_ms().saturating_add_signed(ahead), |_, _| false)
     }
 
     #[test]
     fn the_time_is_corrected_and_never_before_what_is_known() {
         let clock = Clock::default();
-        let names: Vec<NodeName> = ["a", "b", "c"].map(|name| name.parse().unwrap()).to_vec();
+        let peers = ["a", "b", "c"].map(|name| node(name, Role::Edge));
         let real = machine_ms();
-        let told = |clock: &Clock, name, ahead: i64| {
-            clock.heard(name, false, machine_ms().saturating_add_signed(ahead))
-        };
-        assert!(!told(&clock, &names[0], DAY));
-        assert!(told(&clock, &names[1], DAY));
+        assert!(!told(&clock, &peers[0], DAY));
+        assert!(told(&clock, &peers[1], DAY));
         assert!(clock.now_ms().abs_diff(real + DAY as u64) < 5_000, "{}", clock.correction_ms());
-        assert!(told(&clock, &names[2], 0), "two against two: the machine's own clock holds");
+        assert!(told(&clock, &peers[2], 0), "two against two: the machine's own clock holds");
         assert_eq!(clock.correction_ms(), 0);
         clock.not_before(real + 7 * DAY as u64);
         assert_eq!(clock.now_ms(), real + 7 * DAY as u64);
+    }
+
+    #[test]
+    fn a_node_has_one_vote_however_often_it_speaks() {
+        let (clock, liar) = (Clock::default(), node("a", Role::Edge));
+        for more in 0..100 {
+            assert!(!told(&clock, &liar, DAY + more));
+            assert!(!clock.is_confirmed(), "one voice confirms nothing");
+        }
+        assert!(!told(&Clock::of(Roles::NONE.with(Role::Control)), &liar, DAY));
+        assert!(!told(&clock, &node("control", Role::Control), 0));
+        assert!(clock.is_confirmed());
+    }
+
+    #[test]
+    fn a_removed_node_has_no_vote_and_loses_those_it_had() {
+        let clock = Clock::default();
+        let [a, b] = ["a", "b"].map(|name| node(name, Role::Edge));
+        told(&clock, &a, DAY);
+        assert!(told(&clock, &b, DAY));
+        let is_a = |id: &SpiffeId, epoch: u64| *id == a.id && epoch < 2;
+        assert!(clock.heard(&b, Duration::ZERO, machine_ms() + DAY as u64, is_a), "b alone can't");
+        assert_eq!(clock.correction_ms(), 0);
+        clock.heard(&a, Duration::ZERO, machine_ms() + DAY as u64, is_a);
+        assert_eq!(clock.correction_ms(), 0);
+        let joined_again = PeerIdentity { epoch: Some(2), ..a.clone() };
+        assert!(clock.heard(&joined_again, Duration::ZERO, machine_ms() + DAY as u64, is_a));
+    }
+
+    #[test]
+    fn nobody_is_heard_outside_of_its_certificates_time() {
+        let clock = Clock::default();
+        let [a, b] = ["a", "b"].map(|name| node(name, Role::Control));
+        for ahead in [-DAY, 8 * DAY, 4_000 * DAY, i64::MAX, i64::MIN] {
+            assert!(!told(&clock, &a, ahead) && !told(&clock, &b, ahead), "{ahead}");
+        }
+        assert!(!clock.is_confirmed());
+        // On a connection that has been open for three days, the time is three days on.
+        let on_for = Duration::from_secs(3 * 86_400);
+        assert!(!is_possible(&a, on_for, machine_ms()));
+        assert!(is_possible(&a, on_for, machine_ms() + 9 * DAY as u64));
+        // A machine's clock in 1970 is told the time: what counts is the peer's.
+        assert!(is_possible(&a, Duration::ZERO, a.not_before_ms));
     }
 
     proptest! {
@@ -214,7 +328,7 @@ mod tests {
         fn a_minority_has_no_say(honest in 1usize..20, liars in proptest::collection::vec(any::<i64>(), 0..20)) {
             prop_assume!(liars.len() <= honest);
             let heard = (0..honest).map(|n| (n as i64 % 7, 1)).chain(liars.into_iter().map(|lie| (lie, 1)));
-            prop_assert_eq!(correction(heard.collect()), 0);
+            prop_assert_eq!(correction(1, heard.collect()), 0);
         }
     }
 }

@@ -107,7 +107,12 @@ impl LiveConnections {
     /// Whether the deny-list holds the peer.
     #[must_use]
     pub fn denies(&self, peer: &PeerIdentity) -> bool {
-        self.shared.denied.load().get(&peer.id).is_some_and(|before| peer.epoch.unwrap_or(0) < *before)
+        self.denies_epoch(&peer.id, peer.epoch.unwrap_or(0))
+    }
+
+    /// The same of an id in an epoch.
+    pub(crate) fn denies_epoch(&self, id: &SpiffeId, epoch: u64) -> bool {
+        self.shared.denied.load().get(id).is_some_and(|before| epoch < *before)
     }
 
     /// How many connections are live.

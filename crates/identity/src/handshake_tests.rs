@@ -175,7 +175,7 @@ async fn each_unfit_peer_is_refused_in_both_directions() {
     let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
     let only_edges = || PeerPolicy::NodeWithAny(roles(Role::Edge));
     let client = gateway.client_config(&[], only_edges());
-    hears_the_time(&gateway);
+    hears_the_time(&gateway, &ca, Duration::ZERO);
     for auth in [ClientAuth::Required, ClientAuth::Optional] {
         let server = gateway.server_config(&[], only_edges(), auth);
         for (name, holder, why) in unfit(&ca, &other) {
@@ -191,9 +191,11 @@ async fn each_unfit_peer_is_refused_in_both_directions() {
     }
 }
 
-/// Another node has the same time as this one.
-fn hears_the_time(identity: &Identity) {
-    assert!(!identity.clock().heard(&"fra1-control".parse().unwrap(), true, identity.clock().now_ms()));
+/// A control node says what time it has.
+fn hears_the_time(identity: &Identity, ca: &TestCa, ahead: Duration) {
+    let control = Identity::new(ca.material(&node(GATEWAY, "control"))).unwrap().own();
+    let now_ms = identity.clock().now_ms() + u64::try_from(ahead.as_millis()).unwrap();
+    assert_eq!(identity.hear_time(&control, Duration::ZERO, now_ms), !ahead.is_zero());
 }
 
 /// Our CA issues nothing for the future: a certificate from there shows that our clock is behind.
@@ -210,9 +212,37 @@ async fn a_certificate_of_the_future_tells_the_time_to_who_knows_none() {
     assert!(shake(&server, &foreign.client()).await.is_err(), "only our own CA is believed");
 
     let told = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
-    hears_the_time(&told);
+    hears_the_time(&told, &ca, Duration::ZERO);
     let server = told.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
     assert!(shake(&server, &future.client()).await.is_err(), "others say that our clock is right");
+    let gossip = told.by_either_clock();
+    let server = gossip.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
+    assert!(shake(&server, &future.client()).await.is_ok(), "it may have something to say");
+    assert!(told.clock().now_ms() < before_ms + 9 * 60_000, "and is not the time");
+}
+
+/// Who has moved our clock can't thereby keep out those that would put it right.
+#[tokio::test]
+async fn who_contradicts_a_wrong_majority_is_heard_still() {
+    let ca = TestCa::new();
+    let gateway = Identity::new(ca.material(&node(GATEWAY, "gateway"))).unwrap();
+    let ends = |minutes| LeafSpec { not_after: Span::minutes(minutes), ..node(EDGE, "edge") };
+    let (honest, over) =
+        (ca.holder(&ends(10)), ca.holder(&LeafSpec { not_before: Span::hours(-1), ..ends(-1) }));
+    let server_of = |own: &Identity| own.server_config(&[], PeerPolicy::AnyNode, ClientAuth::Required);
+    let (mesh, gossip) = (server_of(&gateway), server_of(&gateway.by_either_clock()));
+    hears_the_time(&gateway, &ca, Duration::from_secs(30 * 60));
+    assert!(shake(&mesh, &honest.client()).await.is_err(), "by the others' clock it is over");
+    assert!(shake(&gossip, &honest.client()).await.is_ok());
+    assert!(shake(&gossip, &over.client()).await.is_err(), "over by both clocks");
+    gateway.connections().set_denied([EDGE, GATEWAY].map(|id| SpiffeId::parse(id).unwrap()));
+    assert!(shake(&gossip, &honest.client()).await.is_err(), "the deny-list holds there too");
+    let removed = Identity::new(ca.material(&node(GATEWAY, "control"))).unwrap().own();
+    assert!(
+        gateway.hear_time(&removed, Duration::ZERO, gateway.clock().now_ms()),
+        "its earlier word is forgotten"
+    );
+    assert_eq!(gateway.clock().correction_ms(), 0);
 }
 
 #[tokio::test]

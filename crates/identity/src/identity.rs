@@ -17,6 +17,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig, SignatureScheme, version::TLS13};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 /// The server name on every mesh connection. It says nothing; the SPIFFE id is what is checked.
 pub const MESH_SERVER_NAME: &str = "mesh.atoll";
@@ -70,6 +71,8 @@ pub struct Identity {
     trust: TrustStore,
     connections: LiveConnections,
     clock: Clock,
+    /// Whether peers are let in that are in time by the machine's clock or by the others'.
+    by_either_clock: bool,
 }
 
 /// One generation; replaced whole, so that key, chain and roots always fit each other.
@@ -106,10 +109,10 @@ impl Identity {
     pub fn new(material: Material) -> Result<Self, IdentityError> {
         let trust = TrustStore::new(material.trust_domain.clone(), &material.roots)?;
         let current = Current::new(material)?;
-        let clock = Clock::default();
+        let clock = Clock::of(current.own.roles);
         clock.not_before(current.own.not_before_ms);
         let current = Arc::new(ArcSwap::from_pointee(current));
-        Ok(Self { current, trust, connections: LiveConnections::default(), clock })
+        Ok(Self { current, trust, connections: LiveConnections::default(), clock, by_either_clock: false })
     }
 
     /// Uses `material` from the next handshake on. Open connections stay. On an error nothing changes.
@@ -229,6 +232,21 @@ impl Identity {
         &self.clock
     }
 
+    /// A peer, whose certificate was verified `connected_for` ago, says what time its machine has. True when that
+    /// changed the time by which certificates are judged. Of no effect from a peer on the deny-list.
+    pub fn hear_time(&self, peer: &PeerIdentity, connected_for: Duration, their_ms: u64) -> bool {
+        let denied = |id: &SpiffeId, epoch| self.connections.denies_epoch(id, epoch);
+        self.clock.heard(peer, connected_for, their_ms, denied)
+    }
+
+    /// The same identity, for the connections on which nodes tell each other the time. Whoever contradicts our clock
+    /// must not keep those from us who would confirm it: a certificate of our CA is taken there also if it is in
+    /// time by the machine's own clock, or if it has yet to begin, which our CA issues none for.
+    #[must_use]
+    pub fn by_either_clock(&self) -> Self {
+        Self { by_either_clock: true, ..self.clone() }
+    }
+
     /// The roots, which follow rotation.
     #[must_use]
     pub fn trust(&self) -> &TrustStore {
@@ -237,7 +255,8 @@ impl Identity {
 
     fn verifier(&self, policy: PeerPolicy, client_auth: ClientAuth) -> PeerVerifier {
         let (trust, connections) = (self.trust.clone(), self.connections.clone());
-        PeerVerifier { trust, connections, policy, client_auth, clock: self.clock.clone() }
+        let (clock, by_either_clock) = (self.clock.clone(), self.by_either_clock);
+        PeerVerifier { trust, connections, policy, client_auth, clock, by_either_clock }
     }
 
     fn resolver(&self, with_roots: bool) -> OwnCertificate {
@@ -260,6 +279,7 @@ pub fn anonymous_client_config(trust: TrustStore, alpn: &[&[u8]], who: PeerPolic
         policy: who,
         client_auth: ClientAuth::Required,
         clock: Clock::default(),
+        by_either_clock: false,
     };
     build_client(alpn, Arc::new(verifier), None, &Clock::default())
 }

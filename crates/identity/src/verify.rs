@@ -131,11 +131,13 @@ pub(crate) struct PeerVerifier {
     pub(crate) client_auth: ClientAuth,
     /// Told of certificates that are out of their time.
     pub(crate) clock: Clock,
+    /// See [`Identity::by_either_clock`](crate::Identity::by_either_clock).
+    pub(crate) by_either_clock: bool,
 }
 
 impl PeerVerifier {
     /// Checks all but the policy. A certificate that begins in our future shows that our clock is behind: our
-    /// CA issues none for the future. It is believed for as long as no other node has told us the time.
+    /// CA issues none for the future. It is believed for as long as other nodes have not told us the time.
     fn in_time(
         &self,
         leaf: &CertificateDer<'_>,
@@ -144,18 +146,27 @@ impl PeerVerifier {
         tls_use: TlsUse,
     ) -> Result<PeerIdentity, TrustError> {
         use webpki::Error::{CertExpired, CertNotValidYet};
-        let fault = match self.trust.verify_tls(leaf, intermediates, now, tls_use) {
-            Err(fault @ TrustError::Chain(CertNotValidYet { .. })) if !self.clock.is_confirmed() => fault,
-            Err(fault @ TrustError::Chain(CertExpired { .. } | CertNotValidYet { .. })) => {
-                self.clock.out_of_time(leaf);
-                return Err(fault);
-            }
+        let at = |time| self.trust.verify_tls(leaf, intermediates, time, tls_use);
+        let fault = match at(now) {
+            Err(fault @ TrustError::Chain(CertExpired { .. } | CertNotValidYet { .. })) => fault,
             checked => return checked,
         };
+        let by_own_clock = self.clock.contradicted().filter(|_| self.by_either_clock).map(at);
+        if let Some(Ok(peer)) = by_own_clock {
+            return Ok(peer);
+        }
+        let is_confirmed = self.clock.is_confirmed();
+        if matches!(fault, TrustError::Chain(CertExpired { .. })) || is_confirmed && !self.by_either_clock {
+            self.clock.out_of_time(leaf);
+            return Err(fault);
+        }
         let begins_ms = PeerIdentity::from_certificate(leaf)?.not_before_ms;
-        let begins = UnixTime::since_unix_epoch(Duration::from_millis(begins_ms));
-        let Ok(peer) = self.trust.verify_tls(leaf, intermediates, begins, tls_use) else { return Err(fault) };
-        self.clock.not_before(begins_ms);
+        let Ok(peer) = at(UnixTime::since_unix_epoch(Duration::from_millis(begins_ms))) else {
+            return Err(fault);
+        };
+        if !is_confirmed {
+            self.clock.not_before(begins_ms);
+        }
         Ok(peer)
     }
 
