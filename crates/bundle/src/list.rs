@@ -126,6 +126,9 @@ pub enum ListError {
     /// Links that lead to links without an end.
     #[error("the link `{}` leads in a circle, or over too many others", shown(.0))]
     Circle(String),
+    /// One content has one size.
+    #[error("`{}` has the SHA-256 of another file and another size", shown(.0))]
+    Sizes(String),
     /// A text that is no list.
     #[error("line {0} of the bundle's list cannot be read")]
     Text(usize),
@@ -230,13 +233,18 @@ impl List {
 /// Each entry by itself; gives the size of all.
 fn check_each(entries: &[Entry]) -> Result<u64, ListError> {
     let mut total: u64 = 0;
+    let mut sizes: HashMap<Digest, u64> = HashMap::new();
     for entry in entries {
         path::check(entry.path())
             .map_err(|fault| ListError::Path { path: entry.path().to_owned(), fault })?;
         match entry {
-            Entry::File { size, .. } => {
+            Entry::File { path, size, sha256, .. } => {
                 total =
                     total.checked_add(*size).filter(|sum| *sum <= BYTES_MAX).ok_or(ListError::TooLarge)?;
+                // Whoever unpacks it would take the content for damaged, and remove it from under others.
+                if *sizes.entry(*sha256).or_insert(*size) != *size {
+                    return Err(ListError::Sizes(path.clone()));
+                }
             }
             Entry::Link { path, target } => path::check_target(target)
                 .map_err(|fault| ListError::Target { path: path.clone(), target: target.clone(), fault })?,

@@ -54,6 +54,14 @@ fn sizes_are_bounded() {
 }
 
 #[test]
+fn a_content_has_one_size() {
+    let other = Entry::File { path: "b".into(), executable: false, size: 2, sha256: Digest::of(b"x") };
+    assert_eq!(refusal(vec![file("a"), other.clone(), file("c")]), ListError::Sizes("b".into()));
+    let text = text_of(&[file("a"), other]);
+    assert_eq!(List::parse(&text).unwrap_err(), ListError::Sizes("b".into()));
+}
+
+#[test]
 fn links_stay_inside() {
     let good = vec![
         file("bin/web"),
