@@ -33,6 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::transport::Channel;
 use tracing::warn;
@@ -203,10 +204,13 @@ impl Bound {
     }
 }
 
-/// Removes bundles that no instance here uses.
+/// Removes bundles that no instance here uses. Not before an instance of an earlier run whose placement isn't known
+/// yet is either started or given up: control may be away, and it needs its files.
 async fn sweep_bundles(ground: Arc<Ground>) {
     let unused_kept = Duration::from_millis(ground.config.bundles_unused_kept_ms);
-    let mut check = tokio::time::interval((unused_kept / 4).clamp(SWEEP_LEAST, SWEEP_MOST));
+    let period = (unused_kept / 4).clamp(SWEEP_LEAST, SWEEP_MOST);
+    let orphans_gone = Duration::from_millis(ground.config.orphan_grace_ms);
+    let mut check = tokio::time::interval_at(Instant::now() + orphans_gone + period, period);
     loop {
         check.tick().await;
         let in_use: HashSet<Digest> = {

@@ -4,7 +4,7 @@ use crate::supervisor::Exit;
 use atoll_model::{ClusterName, InstanceId, Protocol, ServiceSpec};
 use atoll_process::files::write_atomic;
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 1;
@@ -129,18 +129,21 @@ pub fn instances_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("instances")
 }
 
-/// All that was saved, and the folders whose file can't be read.
+/// All that was saved, and the folders whose file is damaged or absent. That the disk fails, or that there are no
+/// file descriptors, is an error: what is in such a folder may run.
 pub fn load(data_dir: &Path) -> io::Result<(Vec<Saved>, Vec<PathBuf>)> {
     let (mut saved, mut unreadable) = (Vec::new(), Vec::new());
     let entries = match std::fs::read_dir(instances_dir(data_dir)) {
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok((saved, unreadable)),
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok((saved, unreadable)),
         entries => entries?,
     };
     for entry in entries {
         let folder = entry?.path();
-        let parsed = std::fs::read(folder.join(FILE))
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Saved>(&bytes).ok());
+        let bytes = match std::fs::read(folder.join(FILE)) {
+            Err(cause) if matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+            bytes => Some(bytes?),
+        };
+        let parsed = bytes.and_then(|bytes| serde_json::from_slice::<Saved>(&bytes).ok());
         match parsed.filter(|state| state.version == VERSION) {
             Some(state) => saved.push(after_boot(state)),
             None => unreadable.push(folder),
@@ -179,6 +182,11 @@ mod tests {
         saved.write(&folder).unwrap();
         assert_eq!(load(data_dir.path()).unwrap().0[0].program, None);
         std::fs::write(folder.join(FILE), "{").unwrap();
-        assert_eq!(load(data_dir.path()).unwrap(), (vec![], vec![folder]));
+        assert_eq!(load(data_dir.path()).unwrap(), (vec![], vec![folder.clone()]));
+        std::fs::remove_file(folder.join(FILE)).unwrap();
+        assert_eq!(load(data_dir.path()).unwrap(), (vec![], vec![folder.clone()]));
+        // Not to be read now, which says nothing of what runs.
+        std::fs::create_dir(folder.join(FILE)).unwrap();
+        assert!(load(data_dir.path()).is_err());
     }
 }
