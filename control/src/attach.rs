@@ -29,6 +29,8 @@ pub enum Reading {
     Logs,
     /// Each asks every node again and again.
     Top,
+    /// Each asks every edge, for some seconds where one does not answer.
+    Purges,
 }
 
 impl Reading {
@@ -36,6 +38,7 @@ impl Reading {
         match self {
             Self::Logs => 32,
             Self::Top => 8,
+            Self::Purges => 64,
         }
     }
 

@@ -194,7 +194,7 @@ fn an_edge_that_was_away_hears_of_a_purge(platform: &Platform) {
     let purged = platform.atoll().run(&["cache", "purge", "--app", "counts", "--tag", "away"]);
     atoll_testkit::processes::signal(node.pid, rustix::process::Signal::CONT);
     assert!(
-        purged.code == 1 && purged.stderr.contains(&node.name),
+        purged.code == 5 && purged.stderr.contains(&node.name),
         "the edge is named as behind: {purged:?}"
     );
     wait_until("the edge has heard of it", SOON, || count(&at(platform, edge, &path, &[])) > first);

@@ -3,7 +3,7 @@
 use super::api_to_change;
 use crate::api::encode;
 use crate::args::{CacheCommand, Global, PurgeArgs};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::out::{self, Format};
 use http::Method;
 use serde_json::{Value, json};
@@ -20,25 +20,49 @@ async fn purge(args: PurgeArgs, global: &Global) -> Outcome {
     let body = json!({ "all": all, "tags": tags, "urls": urls, "prefixes": prefixes, "soft": soft });
     let path = format!("/v1/apps/{}/purges", encode(&app));
     let accepted = api.change(Method::POST, &path, Some(&body)).await?;
-    let seq = accepted["seq"].as_u64().unwrap_or(0);
-    let state = api.get(&format!("{path}/{seq}")).await?;
+    let seq = accepted["seq"].as_u64();
+    let seq = seq.ok_or_else(|| Failure::failed("the API's answer does not say which purge it is"))?;
+    let state = api.get(&format!("{path}/{seq}")).await.map_err(|failure| {
+        failure.fix("the purge is taken, and edges apply it; run the command again to see that they have")
+    })?;
     if global.output == Format::Json {
         out::json(&state);
     }
     let edges = state["edges"].as_array().map_or(&[][..], |edges| edges);
     let behind: Vec<&Value> = edges.iter().filter(|edge| edge["applied"] != true).collect();
-    let slowest =
-        edges.iter().filter(|edge| edge["applied"] == true).max_by_key(|edge| edge["waited_ms"].as_u64());
     if behind.is_empty() {
-        let slowest = slowest.map(|edge| {
-            format!("; {} was the last, after {} ms", out::cell(&edge["edge"]), edge["waited_ms"])
-        });
-        out::note(&format!("purged on {} edges{}", edges.len(), slowest.unwrap_or_default()));
+        out::note(&done(edges));
         return Ok(());
     }
     let lines =
         behind.iter().map(|edge| format!("{}: {}", out::cell(&edge["edge"]), out::cell(&edge["why_not"])));
-    Err(Failure::failed(format!("{} of {} edges are not known to have purged it", behind.len(), edges.len()))
+    let what = format!("{} of {} edges are not known to have purged it", behind.len(), edges.len());
+    Err(Failure::new(Exit::TimedOut, what)
         .details(lines)
-        .fix("they apply it before anything else once they hear of it; ask again with the same command"))
+        .fix("they apply it before anything else once they hear of it; run the command again to see that they have"))
+}
+
+fn done(edges: &[Value]) -> String {
+    let Some(slowest) = edges.iter().max_by_key(|edge| edge["waited_ms"].as_u64()) else {
+        return "the purge is taken; no edge is alive that could have anything stored".to_owned();
+    };
+    let count = if edges.len() == 1 { "1 edge".to_owned() } else { format!("{} edges", edges.len()) };
+    format!(
+        "purged on {count}; {} was the last, after {} ms",
+        out::cell(&slowest["edge"]),
+        slowest["waited_ms"]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_where_and_how_fast() {
+        let edge = |name: &str, ms: u64| json!({ "edge": name, "applied": true, "waited_ms": ms });
+        assert_eq!(done(&[edge("a", 7)]), "purged on 1 edge; a was the last, after 7 ms");
+        assert_eq!(done(&[edge("a", 7), edge("b", 9)]), "purged on 2 edges; b was the last, after 9 ms");
+        assert!(done(&[]).contains("no edge is alive"));
+    }
 }

@@ -108,7 +108,7 @@ pub(super) async fn read(
 
 /// 429.
 pub(super) fn too_many() -> Problem {
-    let detail = "too many read such a stream already; try again when one of them has ended";
+    let detail = "too many ask the nodes for such already; try again when one of them has ended";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-streams", "Too many streams", detail)
 }
 

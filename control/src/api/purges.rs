@@ -1,16 +1,20 @@
 //! Purging what edges have stored of an app.
 //!
-//! A purge is a mark in the app's record, which gossip brings to the edges; an edge that was away finds it when it comes back. Who waits for
-//! the edges asks each of them.
+//! A purge is a mark in the app's record, which gossip brings to the edges; an edge that was away finds it when it
+//! comes back. Who waits for the edges asks each of them.
 
 use super::apps::app_name;
 use super::changes::{Request, change, decode};
+use super::logs::too_many;
 use super::{Api, Problem};
+use crate::apps::domains;
+use crate::attach::Reading;
 use crate::caller::Caller;
-use crate::store::objects::{App, AppPurges, Purged, StoredPurge};
-use atoll_model::{Kind, NodeName, Role};
+use crate::store::Change;
+use crate::store::objects::{App, AppPurges, Purged};
+use atoll_model::{AppName, Kind, NodeName, OrgName, Role};
 use atoll_process::clock::unix_ms;
-use atoll_routing::hosts::normalise_host;
+use atoll_routing::hosts::{normalise_host, wildcard_of};
 use atoll_routing::path::normalise;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
@@ -99,11 +103,10 @@ pub(super) async fn create(
         change.get::<App>(&tail).ok_or_else(|| Problem::not_found(format!("there is no app `{app}`")))?;
         let none = || AppPurges { org: caller.org.clone(), app: app.clone(), floor: 0, marks: Vec::new() };
         let mut purges = change.get::<AppPurges>(&tail).unwrap_or_else(none);
-        let mut seq = 0;
-        for what in named {
-            caller.asked.note(&format!("purge {what}"));
-            seq = purges.add(StoredPurge { seq: unix_ms(), what, soft });
-        }
+        refuse_strange(change, &caller.org, &app, &named)?;
+        let how = if soft { "purge softly" } else { "purge" };
+        named.iter().for_each(|what| caller.asked.note(&format!("{how} {what}")));
+        let seq = purges.add(named, soft, unix_ms());
         change.put(&purges)?;
         change.desire(Kind::PURGES, "", &tail, &purges.to_record());
         Ok((StatusCode::ACCEPTED, AcceptedPurge { seq }))
@@ -113,7 +116,8 @@ pub(super) async fn create(
 
 #[utoipa::path(get, path = "/v1/apps/{app}/purges/{seq}",
     params(("app" = String, Path,), ("seq" = u64, Path,)),
-    responses((status = 200, body = PurgeState), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 200, body = PurgeState), (status = 404, body = Problem), (status = 422, body = Problem),
+        (status = 429, body = Problem)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
@@ -125,12 +129,32 @@ pub(super) async fn show(
     if !known {
         return Err(Problem::not_found(format!("there is no purge {seq} of an app `{app}`")));
     }
+    let _place = api.attached.place(Reading::Purges, &caller.org).ok_or_else(too_many)?;
     let alive: Vec<NodeName> = api.world().alive_with(Role::Edge).map(|(name, _)| name.clone()).collect();
     let asked = stream::iter(alive).map(|edge| ask(&api, edge, &key, seq)).buffer_unordered(ASKED_MAX);
     let mut edges: Vec<EdgePurge> = asked.collect().await;
     edges.sort_by(|a, b| a.edge.cmp(&b.edge));
     let everywhere = edges.iter().all(|edge| edge.applied);
     Ok(Json(PurgeState { edges, everywhere }))
+}
+
+/// Refuses addresses under which no edge has anything of the app: a slip must not look like a purge.
+fn refuse_strange(
+    change: &Change<'_>,
+    org: &OrgName,
+    app: &AppName,
+    named: &[Purged],
+) -> Result<(), Problem> {
+    let known = domains::of_app(change, org, app);
+    for what in named {
+        let Purged::Url { host, .. } = what else { continue };
+        let wildcard = wildcard_of(host);
+        if !known.iter().any(|known| known.domain == *host || Some(&known.domain) == wildcard.as_ref()) {
+            let detail = format!("`{host}` is no domain of {app}; `atoll domains list {app}` shows those");
+            return Err(Problem::invalid("urls", detail));
+        }
+    }
+    Ok(())
 }
 
 /// Waits for an edge for a while.
@@ -232,10 +256,64 @@ mod tests {
             r#"{"tags": [""]}"#,
             r#"{"tags": ["a b"]}"#,
             r#"{"urls": ["/p"]}"#,
+            r#"{"urls": ["https://user@shop.example.com/p"]}"#,
             r#"{"prefixes": ["p"]}"#,
             r#"{"prefixes": ["/../.."]}"#,
         ] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_record_keeps_the_newest_that_fit() {
+        use atoll_wire::Message;
+        let (org, app) = (OrgName::default_org(), "shop".parse().unwrap());
+        let mut purges = AppPurges { org, app, floor: 0, marks: Vec::new() };
+        let tag = |name: String| Purged::Tag(name);
+        let url = |target: String| Purged::Url { host: "h".repeat(250), target };
+        let mut last = 0;
+        for n in 0..40 {
+            for named in [
+                (0..NAMED_MAX).map(|n| tag(format!("\"{n}"))).collect::<Vec<_>>(),
+                (0..NAMED_MAX).map(|n| url(format!("/{n}{}", "x".repeat(240)))).collect(),
+            ] {
+                let seq = purges.add(named, n % 2 == 0, 1_000);
+                assert!(seq >= last + NAMED_MAX as u64, "each has a place of its own");
+                last = seq;
+                let bytes = purges.to_record().encoded_len();
+                assert!((1..60 * 1024).contains(&bytes), "{bytes}");
+                assert_eq!(purges.marks.last().unwrap().seq, seq);
+            }
+        }
+        // What is left out is purged as a whole.
+        assert_eq!(purges.floor + 1, purges.marks[0].seq);
+    }
+
+    #[tokio::test]
+    async fn a_purge_is_logged_and_names_what_the_app_has() {
+        use crate::testing::{Platform, shop};
+        let platform = Platform::start().await;
+        let purge = |body: serde_json::Value| {
+            let platform = &platform;
+            async move { platform.call(Method::POST, "/v1/apps/shop/purges", None, body).await }
+        };
+        let soft = serde_json::json!({ "tags": ["p-1"], "urls": ["https://shop.localhost/p"], "soft": true });
+        assert_eq!(purge(soft.clone()).await.0, 404);
+        assert_eq!(platform.call(Method::PUT, "/v1/apps/shop", None, shop(&[("fra", 1)])).await.0, 202);
+        let strange = serde_json::json!({ "urls": ["https://shop.example.com/p"] });
+        let (status, problem) = purge(strange).await;
+        assert_eq!((status, problem["where"].as_str()), (422, Some("urls")), "{problem}");
+        let (status, accepted) = purge(soft).await;
+        assert_eq!(status, 202, "{accepted}");
+        let log = platform.store.list::<crate::store::objects::AuditEntry>("default/");
+        assert_eq!(
+            log.last().unwrap().detail,
+            "purge softly tag p-1; purge softly url https://shop.localhost/p"
+        );
+        let seq = accepted["seq"].as_u64().unwrap();
+        let (status, state) = platform.get(&format!("/v1/apps/shop/purges/{seq}")).await;
+        assert_eq!((status, &state["everywhere"]), (200, &true.into()), "{state}");
+        assert_eq!(platform.get(&format!("/v1/apps/shop/purges/{}", seq + 1)).await.0, 404);
+        assert_eq!(platform.get("/v1/apps/shop/purges/x").await.0, 400);
     }
 }

@@ -512,19 +512,25 @@ impl AppPurges {
         self.marks.last().map_or(self.floor, |mark| mark.seq)
     }
 
-    /// Adds one behind the others, and leaves out the oldest where they would be too many. Gives its place: at least the one
-    /// that it came with.
-    pub fn add(&mut self, mark: StoredPurge) -> u64 {
-        let seq = mark.seq.max(self.last() + 1);
-        self.marks.push(StoredPurge { seq, ..mark });
-        let bytes = |mark: &StoredPurge| mark.what.to_string().len() + 24;
-        let mut total: usize = self.marks.iter().map(bytes).sum();
-        while total > PURGE_BYTES_MAX && self.marks.len() > 1 {
-            let oldest = self.marks.remove(0);
-            self.floor = oldest.seq;
-            total -= bytes(&oldest);
+    /// Adds some behind the others, and leaves out the oldest where they would be too many. Gives the place of the
+    /// last: their places begin with `now_ms`, or later.
+    pub fn add(&mut self, named: Vec<Purged>, soft: bool, now_ms: u64) -> u64 {
+        for what in named {
+            let seq = now_ms.max(self.last() + 1);
+            self.marks.push(StoredPurge { seq, what, soft });
         }
-        seq
+        // More than each has in the record.
+        let bytes = |mark: &StoredPurge| mark.what.to_string().len() + 24;
+        let (mut left, mut kept) = (PURGE_BYTES_MAX, 0);
+        for mark in self.marks.iter().rev() {
+            let Some(rest) = left.checked_sub(bytes(mark)) else { break };
+            (left, kept) = (rest, kept + 1);
+        }
+        let too_many = self.marks.len() - kept;
+        if let Some(newest) = self.marks.drain(..too_many).next_back() {
+            self.floor = newest.seq;
+        }
+        self.last()
     }
 
     /// As edges read it.
