@@ -57,9 +57,6 @@ pub enum DomainsCommand {
     Remove {
         /// It
         domain: String,
-        /// Return as soon as the platform has taken it
-        #[arg(long, hide = true)]
-        no_wait: bool,
     },
 }
 

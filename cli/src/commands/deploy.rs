@@ -56,7 +56,8 @@ async fn again(revision: &str, args: &DeployArgs, global: &Global) -> Outcome {
     let body = json!({ "service": service, "revision": number });
     let answer =
         api.change(Method::POST, &path, Some(&body)).await.map_err(|failure| busy_fix(failure, app))?;
-    let revisions = api.list(&format!("/v1/revisions?app={}", encode(app))).await?;
+    // Without their numbers they have their ids: the deploy goes on either way.
+    let revisions = api.list(&format!("/v1/revisions?app={}", encode(app))).await.unwrap_or_default();
     for (service, id) in answer["revisions"].as_object().into_iter().flatten() {
         let number = revisions.iter().find(|row| row["id"] == *id).map_or(id, |row| &row["number"]);
         let (app, service) = (out::harmless(app), out::harmless(service));

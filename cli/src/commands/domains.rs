@@ -23,11 +23,11 @@ pub(super) async fn run(args: DomainsArgs, global: &Global) -> Outcome {
         None => list(None, global).await,
         Some(DomainsCommand::List { app }) => list(app, global).await,
         Some(DomainsCommand::Add(args)) => add(args, global).await,
-        Some(DomainsCommand::Remove { domain, .. }) => {
+        Some(DomainsCommand::Remove { domain }) => {
             let api = api_to_change(global)?;
             let answer =
                 api.change(Method::DELETE, &format!("/v1/domains/{}", encode(&domain)), None).await?;
-            out::note(&format!("{} is served no more", out::harmless(&domain)));
+            out::note(&format!("{} is given up; the edges stop serving it", out::harmless(&domain)));
             if global.output == Format::Json {
                 out::json(&answer);
             }

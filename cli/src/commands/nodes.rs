@@ -111,6 +111,7 @@ fn row(name: &str) -> Value {
         (atoll_model::Kind::DRAIN, "drain"),
         (atoll_model::Kind::REGION_DRAIN, "drain"),
         (atoll_model::Kind::PLACEMENT, "placement"),
+        (atoll_model::Kind::PURGES, "purges"),
     ];
     let named = names.iter().find(|(known, _)| known.0 == kind).map(|(_, name)| (*name).to_owned());
     json!({
