@@ -147,7 +147,7 @@ fn caller(api: &Api, operation: &Operation, request: &Request, id: &str) -> Opti
     // Compared by hash: the time that takes says nothing of the token.
     let stored = api.store.get::<ApiToken>(&format!("{}/{}", org_of(text)?, hash(text.as_bytes())))?;
     let now_ms = unix_ms();
-    if stored.expires_ms.is_some_and(|expires_ms| now_ms >= expires_ms) {
+    if has_ended(&stored, now_ms) {
         return None;
     }
     api.uses.note(&api.store, &stored, now_ms);
@@ -194,6 +194,17 @@ fn request_id(headers: &HeaderMap) -> String {
     let own = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
     let good = |id: &&str| (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(allowed);
     own.filter(good).map_or_else(|| HEXLOWER.encode(&rand::random::<[u8; 16]>()), str::to_owned)
+}
+
+fn has_ended(token: &ApiToken, now_ms: u64) -> bool {
+    token.expires_ms.is_some_and(|expires_ms| now_ms >= expires_ms)
+}
+
+/// Whether a caller's token is still good. Streams ask again and again: a token can be revoked while they run, and
+/// what has its organization's name can be another's by then.
+pub(super) fn is_good(store: &Store, caller: &Caller) -> bool {
+    let stored = store.get::<ApiToken>(&format!("{}/{}", caller.org, caller.hash));
+    stored.is_some_and(|token| !has_ended(&token, unix_ms()))
 }
 
 /// Whether a caller may still act, inside the change that it asks for: its token may have been revoked since.

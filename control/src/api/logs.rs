@@ -89,7 +89,8 @@ impl Asked {
              `dropped` {instance, …, count}: so many lines were overwritten before they could be read. \
              `gone` {instance, …}: an instance has ended. \
              `error` {instance, …, host, detail}: it can't be read now; the others go on, and with `follow` it \
-             is tried again. `end` {instances}: everything was told, of so many. Comments keep the connection alive."),
+             is tried again. `end` {instances}: everything was told, of so many. Comments keep the \
+             connection alive. With `follow` it ends with its token."),
         (status = 404, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 pub(super) async fn read(
     State(api): State<Api>,
@@ -98,7 +99,7 @@ pub(super) async fn read(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let asked = asked(&api, &caller, options)?;
     let place = api.attached.place(Reading::Logs, &caller.org).ok_or_else(too_many)?;
-    let reader = Reader::start(api, asked, place);
+    let reader = Reader::start(api, caller, asked, place);
     let events = stream::unfold(reader, |mut reader| async move {
         let said = reader.next().await?;
         Some((Ok(said.event()), reader))

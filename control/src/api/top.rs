@@ -4,7 +4,7 @@ mod rates;
 
 use super::lists::instances_of;
 use super::logs::too_many;
-use super::{Api, Problem};
+use super::{Api, Problem, auth};
 use crate::attach::{Place, Reading};
 use crate::caller::Caller;
 use crate::store::objects::{App, TokenRole};
@@ -120,7 +120,7 @@ impl Missing {
     responses(
         (status = 200, content_type = "text/event-stream", body = Turn, description =
             "`top` with a turn at each interval, the first after one. Rates are over the interval; times are as \
-             exact as buckets of 19 % are. Comments keep the connection alive."),
+             exact as buckets of 19 % are. Comments keep the connection alive. It ends with its token."),
         (status = 404, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 pub(super) async fn read(
     State(api): State<Api>,
@@ -144,8 +144,8 @@ pub(super) async fn read(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let place = api.attached.place(Reading::Top, &caller.org).ok_or_else(too_many)?;
     let watcher = Watcher {
-        operator: caller.role >= TokenRole::Operator,
         api,
+        caller,
         prefix,
         rates: Rates::default(),
         began: Instant::now(),
@@ -154,7 +154,7 @@ pub(super) async fn read(
         _place: place,
     };
     let turns = stream::unfold(watcher, |mut watcher| async move {
-        let turn = watcher.next().await;
+        let turn = watcher.next().await?;
         let event = Event::default().event("top").json_data(&turn);
         let event = event.unwrap_or_else(|error| Event::default().event("error").data(error.to_string()));
         Some((Ok(event), watcher))
@@ -167,8 +167,7 @@ struct Watcher {
     api: Api,
     /// Of the clusters that are watched.
     prefix: String,
-    /// Nodes are shown.
-    operator: bool,
+    caller: Caller,
     rates: Rates,
     began: Instant,
     ticks: Interval,
@@ -177,7 +176,8 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn next(&mut self) -> Turn {
+    /// The next turn, for as long as the caller's token is good.
+    async fn next(&mut self) -> Option<Turn> {
         if !std::mem::replace(&mut self.asked_before, true) {
             self.ticks.tick().await;
             let (answers, _missing) = self.ask().await;
@@ -186,7 +186,12 @@ impl Watcher {
         self.ticks.tick().await;
         let (answers, missing) = self.ask().await;
         let now = self.rates.take(answers);
-        self.turn(&now, missing)
+        auth::is_good(&self.api.store, &self.caller).then(|| self.turn(&now, missing))
+    }
+
+    /// Nodes are shown.
+    fn is_operator(&self) -> bool {
+        self.caller.role >= TokenRole::Operator
     }
 
     /// Asks every live node at once.
@@ -198,7 +203,7 @@ impl Watcher {
             .filter(|(_, seen)| {
                 // What others use is for operators. A node that is only control holds no line to control.
                 let counts = seen.roles.has(Role::Gateway) || seen.roles.has(Role::Host);
-                seen.alive && (counts || (self.operator && seen.roles.has(Role::Edge)))
+                seen.alive && (counts || (self.is_operator() && seen.roles.has(Role::Edge)))
             })
             .map(|(name, seen)| (name.clone(), seen.region.clone(), seen.roles.has(Role::Gateway)))
             .collect();
@@ -220,7 +225,7 @@ impl Watcher {
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(answer) => answers.push(answer),
-                Err(none) => missing.push(if self.operator { none } else { none.without_names() }),
+                Err(none) => missing.push(if self.is_operator() { none } else { none.without_names() }),
             }
         }
         missing.sort();
@@ -277,7 +282,7 @@ impl Watcher {
             at_ms: atoll_process::clock::unix_ms(),
             services: services.collect(),
             instances,
-            nodes: if self.operator { self.nodes(now) } else { Vec::new() },
+            nodes: if self.is_operator() { self.nodes(now) } else { Vec::new() },
             missing,
         }
     }

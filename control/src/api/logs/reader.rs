@@ -1,9 +1,10 @@
 //! Reads at the hosts, each at the pace of whoever reads here.
 
-use super::super::Api;
+use super::super::{Api, auth};
 use super::Asked;
 use super::merge::Merge;
 use crate::attach::{Answers, AskError, Place};
+use crate::caller::Caller;
 use crate::store::objects::Placement;
 use atoll_model::InstanceId;
 use atoll_wire::node::{LogLine, LogLines, NodeMessage, ReadLogs, node_message::Answer};
@@ -70,6 +71,7 @@ type Asking = BoxFuture<'static, (InstanceId, Answers, Heard)>;
 /// A stream of what instances wrote.
 pub(super) struct Reader {
     api: Api,
+    caller: Caller,
     asked: Asked,
     met: BTreeMap<InstanceId, Met>,
     merge: Merge,
@@ -83,12 +85,13 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn start(api: Api, asked: Asked, place: Place) -> Self {
+    pub(super) fn start(api: Api, caller: Caller, asked: Asked, place: Place) -> Self {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.reset();
         let mut reader = Self {
             api,
+            caller,
             asked,
             met: BTreeMap::new(),
             merge: Merge::default(),
@@ -280,6 +283,10 @@ impl Reader {
 
     /// New instances join, those that could not be read are tried again, those that are no more leave.
     fn look_again(&mut self) {
+        if !auth::is_good(&self.api.store, &self.caller) {
+            self.ended = true;
+            return;
+        }
         let placements = self.asked.placements(&self.api);
         let is_placed = |instance: &InstanceId| placements.iter().any(|placed| placed.instance == *instance);
         let left = self.met.iter().filter(|(instance, met)| met.state != State::Read && !is_placed(instance));

@@ -293,6 +293,28 @@ async fn names_of_nodes_that_do_not_answer_are_for_operators() {
 }
 
 #[tokio::test]
+async fn streams_end_with_their_token() {
+    let platform = Platform::start().await;
+    org(&platform, "acme").await;
+    let theirs = token(&platform, "acme", TokenRole::Read).await;
+    let mut streams = Vec::new();
+    for path in ["/v1/top", "/v1/logs?follow=true"] {
+        let request = Request::get(path).header("authorization", format!("Bearer {theirs}"));
+        let response = platform.send(request.body(Full::default()).unwrap()).await;
+        assert_eq!(response.status(), 200, "{path}");
+        streams.push((path, response.into_body()));
+    }
+    assert_eq!(platform.call(Method::DELETE, "/v1/orgs/acme", None, Value::Null).await.0, 200);
+    // What has that name from now on is somebody else's.
+    org(&platform, "acme").await;
+    for (path, body) in streams {
+        let whole = tokio::time::timeout(std::time::Duration::from_secs(10), body.collect()).await;
+        let whole = whole.unwrap_or_else(|_| panic!("{path} goes on")).unwrap().to_bytes();
+        assert!(!String::from_utf8_lossy(&whole).contains("event:"), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_removed_organization_leaves_nothing_to_the_next_of_its_name() {
     let platform = Platform::start().await;
     org(&platform, "acme").await;
