@@ -60,6 +60,8 @@ pub(crate) struct Limits {
     pub(crate) logs: usize,
     /// Records of one node in one scope.
     pub(crate) node_records: usize,
+    /// Bytes of those: a node that was taken over must not fill the memory of all others.
+    pub(crate) node_bytes: usize,
     /// Records of control in one scope.
     pub(crate) control_records: usize,
     /// Records of kinds that this version doesn't know, of one owner in one scope.
@@ -77,6 +79,7 @@ impl Default for Limits {
         Self {
             logs: 40_000,
             node_records: 200_000,
+            node_bytes: 64 << 20,
             control_records: 1_000_000,
             opaque_records: 256,
             opaque_bytes: 256 * 1024,

@@ -106,3 +106,26 @@ impl Kind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Gossip would lose most records of one that is forgotten there.
+    #[test]
+    fn every_kind_is_known() {
+        let source = include_str!("kind.rs");
+        let named: BTreeSet<&str> = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(": Self = Self("))
+            .map(|(name, _)| name)
+            .collect();
+        let known: BTreeSet<&str> = source
+            .lines()
+            .filter_map(|line| line.strip_prefix("        Self::")?.strip_suffix(','))
+            .collect();
+        assert!(named.len() > 10 && named == known, "{named:?} {known:?}");
+        assert_eq!(BTreeSet::from(Kind::KNOWN).len(), Kind::KNOWN.len(), "a number twice");
+    }
+}

@@ -30,6 +30,7 @@ pub(crate) struct Log {
     order: BTreeSet<(u64, RecordId)>,
     /// Confirmed deletions, oldest first.
     tombstones: BTreeSet<(u64, RecordId)>,
+    bytes: usize,
     opaque: usize,
     opaque_bytes: usize,
 }
@@ -164,17 +165,19 @@ impl Log {
 
     fn room_for(&self, record: &Verified, before: Option<&Verified>, limits: &Limits) -> Result<(), Refusal> {
         let entry = &record.entry;
-        let most = match entry.owner {
-            Owner::Node(_) => limits.node_records,
-            Owner::Control => limits.control_records,
+        let (most, bytes_most) = match entry.owner {
+            Owner::Node(_) => (limits.node_records, limits.node_bytes),
+            Owner::Control => (limits.control_records, usize::MAX),
         };
-        if before.is_none() && self.records.len() >= most {
+        let (count, bytes) = before.map_or((0, 0), |old| (1, old.bytes()));
+        if before.is_none() && self.records.len() >= most
+            || self.bytes + record.bytes() - bytes.min(self.bytes) > bytes_most
+        {
             return Err(Refusal::Quota);
         }
         if is_known(entry.kind) {
             return Ok(());
         }
-        let (count, bytes) = before.map_or((0, 0), |old| (1, old.bytes()));
         if self.opaque + 1 - count > limits.opaque_records
             || self.opaque_bytes + record.bytes() - bytes.min(self.opaque_bytes) > limits.opaque_bytes
         {
@@ -184,6 +187,7 @@ impl Log {
     }
 
     fn count(&mut self, record: &Verified) {
+        self.bytes += record.bytes();
         if !is_known(record.entry.kind) {
             self.opaque += 1;
             self.opaque_bytes += record.bytes();
@@ -191,6 +195,7 @@ impl Log {
     }
 
     fn uncount(&mut self, record: &Verified) {
+        self.bytes -= record.bytes();
         if !is_known(record.entry.kind) {
             self.opaque -= 1;
             self.opaque_bytes -= record.bytes();

@@ -183,6 +183,26 @@ fn unknown_kinds_have_a_quota_and_do_not_stop_the_rest() {
     assert_eq!(b.watermark(&id).unwrap().version, 5);
 }
 
+#[test]
+fn a_nodes_records_have_a_quota_in_bytes_and_controls_have_not() {
+    let size = verified(&log_id("host-a"), 1, 1, "k", Some(1)).bytes();
+    for (owner, kept) in [("host-a", 2), ("control", 4)] {
+        let id = log_id(owner);
+        let mut b = Store::new(Limits { node_bytes: 2 * size, ..Limits::default() });
+        let mut take = |after: u64, records: Vec<Verified>| {
+            let delta =
+                Delta { log: id.clone(), epoch: 1, after, reset: false, floor: 0, more: false, records };
+            let refused = b.apply(delta, 0).refused.len();
+            (refused, b.len())
+        };
+        let told = (1..=4).map(|version| verified(&id, 1, version, &format!("k{version}"), Some(1)));
+        assert_eq!(take(0, told.collect()), (4 - kept, kept));
+        // What it has it may change and take back.
+        let changed = vec![verified(&id, 1, 5, "k1", Some(2)), verified(&id, 1, 6, "k2", None)];
+        assert_eq!(take(4, changed), (0, kept));
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Write {
