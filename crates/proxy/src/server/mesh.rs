@@ -4,8 +4,12 @@ use super::limits::ServerLimits;
 use super::serve::{ConnectionEnd, HttpVersion, serve_connection};
 use crate::exchange::{ConnectionInfo, Handler, TlsInfo};
 use crate::metrics::ProxyMetrics;
-use atoll_identity::{CertificateFault, ClientAuth, ConnectionGuard, Denied, Identity, PeerPolicy};
+use atoll_identity::{
+    CertificateFault, ClientAuth, Clock, ConnectionGuard, Denied, Identity, PeerIdentity, PeerPolicy,
+    SpiffeKind,
+};
 use atoll_process::Drain;
+use atoll_process::drain::channel;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,6 +21,9 @@ use tokio_rustls::server::TlsStream;
 
 /// For the whole TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest wait between two looks at a certificate's end: clocks are corrected.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
 
 /// A connection that was not let in.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +61,8 @@ pub struct MeshConnection {
     stream: TlsStream<TcpStream>,
     guard: ConnectionGuard,
     info: Arc<ConnectionInfo>,
+    peer: Arc<PeerIdentity>,
+    clock: Clock,
 }
 
 impl MeshAcceptor {
@@ -83,9 +92,10 @@ impl MeshAcceptor {
             version: session.protocol_version().and_then(|v| v.as_str()).map(str::to_owned),
             alpn: session.alpn_protocol().map(<[u8]>::to_vec),
         };
-        let identity = Some(Arc::new(identity));
-        let info = Arc::new(ConnectionInfo { peer, local, tls: Some(tls), identity });
-        Ok(MeshConnection { stream, guard, info })
+        let identity = Arc::new(identity);
+        let info =
+            Arc::new(ConnectionInfo { peer, local, tls: Some(tls), identity: Some(Arc::clone(&identity)) });
+        Ok(MeshConnection { stream, guard, info, peer: identity, clock: self.identity.clock().clone() })
     }
 }
 
@@ -96,7 +106,9 @@ impl MeshConnection {
         &self.info
     }
 
-    /// Serves the connection to its end, or until its peer's identity is denied.
+    /// Serves the connection to its end, or until its peer's identity is denied. Once an instance's certificate has
+    /// expired, it is given nothing new here: it comes back with that of the day, or not at all. Nodes that are to
+    /// be gone are denied.
     pub async fn serve<H: Handler>(
         self,
         limits: &ServerLimits,
@@ -104,14 +116,42 @@ impl MeshConnection {
         metrics: &ProxyMetrics,
         drain: Drain,
     ) -> ConnectionEnd {
-        let served =
-            serve_connection(self.stream, HttpVersion::H2, self.info, limits, handler, metrics, drain);
+        let (trigger, own) = channel();
+        let served = serve_connection(self.stream, HttpVersion::H2, self.info, limits, handler, metrics, own);
+        let drained = async {
+            tokio::select! {
+                () = drain.draining() => {}
+                () = expired(&self.peer, &self.clock) => {}
+            }
+            trigger.start();
+            drain.forced().await;
+            trigger.force();
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             end = served => end,
             () = self.guard.cut() => {
                 metrics.connections_cut.inc();
                 ConnectionEnd::Denied
             }
+            () = drained => ConnectionEnd::Forced,
         }
+    }
+}
+
+/// Resolves once an instance's certificate has expired.
+async fn expired(peer: &PeerIdentity, clock: &Clock) {
+    if !matches!(peer.id.kind(), SpiffeKind::Workload(_)) {
+        return std::future::pending().await;
+    }
+    // The last second counts as a whole: handshakes look no closer.
+    let end_ms = peer.not_after_ms.saturating_add(1000);
+    let left = || Duration::from_millis(end_ms.saturating_sub(clock.now_ms()));
+    if left().is_zero() {
+        // It was let in by another clock than this one, which may be wrong.
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    while !left().is_zero() {
+        tokio::time::sleep(left().min(LOOK_EVERY)).await;
     }
 }

@@ -1,7 +1,7 @@
 //! Mesh peers: what passes, and what is known of a request that failed.
 
 use super::support::*;
-use atoll_identity::{ClientAuth, Identity};
+use atoll_identity::{ClientAuth, Identity, PeerPolicy};
 use atoll_model::Role;
 use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendFault, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
@@ -304,5 +304,41 @@ fn while_a_server_drains_a_request_is_answered_or_certainly_unsent() {
         let answered = futures_util::future::join_all(requests).await.into_iter().filter(|ok| *ok).count();
         assert_eq!(handled.get(), answered);
         assert!(answered >= 100, "{answered}");
+    });
+}
+
+#[test]
+fn an_instance_whose_certificate_has_expired_is_given_nothing_new_on_an_old_connection() {
+    run(async {
+        let ca = Ca::new();
+        let late = Rc::<tokio::sync::Notify>::default();
+        let waits = Rc::clone(&late);
+        let handler = handler(move |exchange| {
+            let waits = Rc::clone(&waits);
+            async move {
+                if exchange.request.uri().path() == "/late" {
+                    waits.notified().await;
+                }
+                Response::new(Body::full("done"))
+            }
+        });
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let server =
+            mesh_server_for(PeerPolicy::AnyWorkload, &gateway, ServerLimits::tunnel(), handler).await;
+        let instance = ca.workload("default/shop/web", Duration::from_secs(3));
+        let connector = MeshConnector::new(&instance, policy(Role::Gateway));
+        let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
+        assert_eq!(peer.send(get("/"), SendTimeouts::default()).await.unwrap().status(), 200);
+        let other = peer.clone();
+        let under_way =
+            tokio::task::spawn_local(async move { other.send(get("/late"), SendTimeouts::default()).await });
+        until("it is under way", || server.metrics.in_flight.get() == 1).await;
+        while peer.send(get("/"), SendTimeouts::default()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(server.metrics.in_flight.get() == 1 && !under_way.is_finished());
+        late.notify_one();
+        let answer = under_way.await.unwrap().unwrap();
+        assert_eq!(read_all(answer.into_body()).await.unwrap(), "done", "what was under way is finished");
     });
 }

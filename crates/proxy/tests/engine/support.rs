@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use atoll_identity::{Identity, Material, PeerPolicy, TrustDomain, keys::TlsKey};
+use atoll_identity::{CertificateDer, Identity, Material, PeerPolicy, TrustDomain, keys::TlsKey};
 use atoll_mesh_ca::{Lifetimes, MeshCa, NodeSubject};
 use atoll_model::{Role, Roles};
 use atoll_process::drain::{DrainTrigger, channel};
@@ -58,6 +58,19 @@ impl Ca {
         };
         let now = atoll_process::clock::unix_ms();
         let chain = self.ca.issue_node(&subject, &key.csr().unwrap(), now).unwrap();
+        self.identity(chain, &key)
+    }
+
+    /// Of an instance whose certificate expires after `left`.
+    pub fn workload(&self, cluster: &str, left: Duration) -> Identity {
+        let key = TlsKey::generate().unwrap();
+        let age = u64::try_from((Lifetimes::default().workload - left).as_millis()).unwrap();
+        let issued = atoll_process::clock::unix_ms() - age;
+        let chain = self.ca.issue_workload(&cluster.parse().unwrap(), &key.csr().unwrap(), issued).unwrap();
+        self.identity(chain, &key)
+    }
+
+    fn identity(&self, chain: Vec<CertificateDer<'static>>, key: &TlsKey) -> Identity {
         Identity::new(Material {
             chain,
             key: key.to_pkcs8(),
@@ -96,10 +109,20 @@ pub struct Served {
 
 /// A gateway-like server: mutual TLS from edges.
 pub async fn mesh_server<H: Handler>(identity: &Identity, limits: ServerLimits, handler: Rc<H>) -> Served {
+    mesh_server_for(policy(Role::Edge), identity, limits, handler).await
+}
+
+/// Mutual TLS from whom `who` lets in.
+pub async fn mesh_server_for<H: Handler>(
+    who: PeerPolicy,
+    identity: &Identity,
+    limits: ServerLimits,
+    handler: Rc<H>,
+) -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (trigger, drain) = channel();
-    let acceptor = MeshAcceptor::new(identity, policy(Role::Edge));
+    let acceptor = MeshAcceptor::new(identity, who);
     let metrics = ProxyMetrics::unregistered();
     let (counted, draining) = (metrics.clone(), drain);
     tokio::task::spawn_local(async move {
