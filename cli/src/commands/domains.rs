@@ -140,7 +140,14 @@ async fn wait(api: &Api, domain: &str, version: u64) -> Outcome {
     let path = format!("/v1/domains/{}?version={version}", encode(domain));
     let mut said = None;
     loop {
-        let now = api.get(&path).await?;
+        let now = match api.get(&path).await {
+            // It is stored, and the edges go on without control.
+            Err(failure) if failure.exit == Exit::Unreachable && Instant::now() < until => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            now => now?,
+        };
         let edges = now["edges"].as_object().cloned().unwrap_or_default();
         let serve = edges.values().filter(|edge| edge["serves"] == true).count();
         if said != Some(serve) {

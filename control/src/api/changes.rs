@@ -6,17 +6,19 @@ use super::{Api, Problem, audit};
 use crate::apps::Caller;
 use crate::store::objects::Idempotency;
 use crate::store::{Change, StoreError};
+use atoll_model::OrgName;
 use atoll_process::clock::unix_ms;
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
 
 const KEY_HEADER: &str = "idempotency-key";
 const KEY_BYTES_MAX: usize = 128;
 const KEPT_MS: u64 = 24 * 3_600 * 1_000;
-/// Answers that are kept at once; the oldest go first.
+/// Answers that are kept at once; then the oldest go of who has most.
 const KEPT_MAX: usize = 10_000;
 
 /// A request that changes something, as far as its repetition is told by it.
@@ -118,12 +120,19 @@ fn make_room(change: &mut Change<'_>, now_ms: u64) {
         return;
     }
     sweep(change, now_ms);
-    let mut all = change.list::<Idempotency>("");
-    if all.len() >= KEPT_MAX {
-        all.sort_by_key(|kept| kept.expires_ms);
-        for kept in &all[..KEPT_MAX / 10] {
-            change.remove::<Idempotency>(&format!("{}/{}", kept.org, kept.key));
-        }
+    let all = change.list::<Idempotency>("");
+    if all.len() < KEPT_MAX {
+        return;
+    }
+    // Of the organization that has most: one that asks much must not make others' repetitions count anew.
+    let mut by_org = BTreeMap::<&OrgName, Vec<&Idempotency>>::new();
+    for kept in &all {
+        by_org.entry(&kept.org).or_default().push(kept);
+    }
+    let mut most = by_org.into_values().max_by_key(Vec::len).unwrap_or_default();
+    most.sort_by_key(|kept| kept.expires_ms);
+    for kept in most.iter().take(KEPT_MAX / 10) {
+        change.remove::<Idempotency>(&format!("{}/{}", kept.org, kept.key));
     }
 }
 
@@ -152,4 +161,35 @@ fn reused() -> Problem {
         "The idempotency key was used",
         "this Idempotency-Key came with another request before: use a new one for each change",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn who_asks_much_pushes_out_own_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _feed) = Store::open(folder.path(), 1).unwrap();
+        let kept = |org: &str, n: usize| Idempotency {
+            org: org.parse().unwrap(),
+            key: format!("token/{n:05}"),
+            request: String::new(),
+            status: 200,
+            sealed_body: String::new(),
+            expires_ms: 1_000 + n as u64,
+        };
+        let filled = store.change(move |change| {
+            change.put(&kept("few", 0))?;
+            (1..KEPT_MAX).try_for_each(|n| change.put(&kept("much", n)))?;
+            make_room(change, 10);
+            Ok::<_, StoreError>(())
+        });
+        filled.await.unwrap();
+        assert_eq!(store.tails::<Idempotency>("few/").len(), 1, "it is the oldest of all");
+        let much = store.tails::<Idempotency>("much/");
+        assert_eq!((much.len(), much[0].as_str()), (KEPT_MAX - 1 - KEPT_MAX / 10, "much/token/01001"));
+    }
 }
