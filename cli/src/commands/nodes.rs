@@ -85,7 +85,7 @@ pub(super) async fn held(args: HeldArgs, global: &Global) -> Outcome {
                 return Err(Failure::failed(format!("{held} records are held back, not {count}"))
                     .fix("`atoll held` shows them; give their number"));
             }
-            let answer = api.change(Method::POST, "/v1/held/confirm", None).await?;
+            let answer = api.change(Method::POST, &format!("/v1/held/confirm?count={count}"), None).await?;
             out::note(&format!("{count} records are removed"));
             if global.output == Format::Json {
                 out::json(&answer);

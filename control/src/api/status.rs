@@ -8,11 +8,11 @@ use crate::apps::{Caller, Refusal};
 use crate::reconciler::progress::DeployStatus;
 use crate::store::objects::App;
 use atoll_model::Role;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// An app as it runs.
@@ -130,14 +130,27 @@ pub(super) async fn held(State(api): State<Api>) -> Json<Vec<String>> {
     Json(api.held.names())
 }
 
+/// How many records somebody has looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Confirmed {
+    count: Option<usize>,
+}
+
 #[utoipa::path(post, path = "/v1/held/confirm",
-    responses((status = 202, description = "they are removed now")))]
+    params(("count" = Option<u64>, Query, description = "only if so many are held back now")),
+    responses((status = 202, description = "they are removed now"), (status = 409, body = Problem)))]
 pub(super) async fn confirm_held(
     State(api): State<Api>,
     Extension(caller): Extension<Caller>,
-) -> (StatusCode, Json<serde_json::Value>) {
+    Query(Confirmed { count: wanted }): Query<Confirmed>,
+) -> Result<(StatusCode, Json<serde_json::Value>), Problem> {
     let count = api.held.count();
+    if wanted.is_some_and(|wanted| wanted != count) {
+        let detail = format!("{count} records are held back now: look at them again");
+        return Err(Problem::conflict("count-differs", "It has changed", detail));
+    }
     tracing::warn!(count, by = caller.name, "held removals confirmed");
     api.held.confirm();
-    (StatusCode::ACCEPTED, Json(serde_json::json!({ "confirmed": count })))
+    Ok((StatusCode::ACCEPTED, Json(serde_json::json!({ "confirmed": count }))))
 }

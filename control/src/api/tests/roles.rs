@@ -381,7 +381,9 @@ async fn every_change_is_in_the_audit_log_once() {
             (202, &"my-deploy.1".parse().unwrap())
         );
     }
-    assert_eq!(platform.call(Method::POST, "/v1/held/confirm", None, Value::Null).await.0, 202);
+    let (status, problem) = platform.call(Method::POST, "/v1/held/confirm?count=3", None, Value::Null).await;
+    assert_eq!((status, problem["code"].as_str()), (409, Some("count-differs")));
+    assert_eq!(platform.call(Method::POST, "/v1/held/confirm?count=0", None, Value::Null).await.0, 202);
 
     let of_acme = audit(&platform, "?org=acme").await;
     let seen: Vec<_> = of_acme
