@@ -209,7 +209,8 @@ pub(super) fn is_good(store: &Store, caller: &Caller) -> bool {
 
 /// Whether a caller may still act, inside the change that it asks for: its token may have been revoked since.
 pub(super) fn still_valid(change: &Change<'_>, caller: &Caller) -> Result<(), Problem> {
-    match change.get::<ApiToken>(&format!("{}/{}", caller.org, caller.hash)) {
+    let stored = change.get::<ApiToken>(&format!("{}/{}", caller.org, caller.hash));
+    match stored.filter(|token| !has_ended(token, unix_ms())) {
         Some(_) => Ok(()),
         None => Err(Problem::unauthorized()),
     }
