@@ -7,7 +7,7 @@ use atoll_process::Drain;
 use atoll_process::drain::{DrainTrigger, channel};
 use atoll_proxy::exchange::ConnectionInfo;
 use atoll_proxy::listen::{ConnectionCap, ConnectionPermit, accept_loop, bind_alone};
-use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
+use atoll_proxy::server::{HttpVersion, STREAM_SILENCE_MAX, ServerLimits, serve_connection};
 use atoll_proxy::workers::spawn_task;
 use atoll_proxy::{Handler, ProxyMetrics};
 use atoll_wire::sidecar::SidecarState;
@@ -22,8 +22,6 @@ use tracing::{debug, error, info, warn};
 /// How long a kept connection of the instance may wait for its next request. Closing early makes a client's
 /// next request fail now and then; its own pool has a shorter patience.
 const KEPT_MAX: Duration = Duration::from_secs(900);
-/// For each piece of a call's body: streams of events are silent for long.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(3600);
 /// For the first bytes, which tell HTTP/2 from HTTP/1.1.
 const PREFACE_WAIT: Duration = Duration::from_secs(60);
 /// The longest wait between two looks at a beginning that is not whole.
@@ -61,7 +59,7 @@ impl Listeners {
         let limits = ServerLimits {
             internal: false,
             head_timeout: KEPT_MAX,
-            body_idle_timeout: BODY_SILENCE_MAX,
+            body_idle_timeout: STREAM_SILENCE_MAX,
             ..ServerLimits::sidecar()
         };
         let cap = ConnectionCap::new(connections_max);
@@ -170,7 +168,7 @@ fn wanted(state: &SidecarState) -> BTreeMap<u16, Purpose> {
 fn close(listener: Listener, metrics: &ProxyMetrics) {
     listener.trigger.start();
     spawn_task("old calls", metrics, async move {
-        tokio::time::sleep(BODY_SILENCE_MAX).await;
+        tokio::time::sleep(STREAM_SILENCE_MAX).await;
         drop(listener);
     });
 }
