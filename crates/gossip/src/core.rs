@@ -7,7 +7,7 @@ use crate::authority::Refusal;
 use crate::batch::{BatchSigner, Hash, Verifier};
 use crate::exchange;
 use crate::hub::{Hub, Subscription};
-use crate::records::{Applied, Delta, Limits, LogId, Store, Verified, Watermark};
+use crate::records::{Applied, DENIALS, Delta, Limits, LogId, Store, Verified, Watermark};
 use crate::scope::{Entry, Owner, Scope};
 use crate::signers::{self, CertificateCheck, KnownSigner, Signers};
 use crate::stats::Stats;
@@ -31,9 +31,6 @@ pub(crate) const DELTA_BYTES: usize = 1 << 20;
 
 /// A record's place on disk.
 pub(crate) type DiskId = (LogId, Kind, Arc<str>);
-
-/// What says that a node was removed.
-const DENIALS: [Kind; 2] = [Kind::DENIAL, Kind::REGION_DENIAL];
 
 /// The first epoch of the node that the denial leaves alone; one that can't be read denies all.
 fn denied_before(denial: &Entry) -> u64 {

@@ -89,6 +89,9 @@ impl Default for Limits {
     }
 }
 
+/// What says that a node was removed.
+pub(crate) const DENIALS: [Kind; 2] = [Kind::DENIAL, Kind::REGION_DENIAL];
+
 /// Whether this version reads records of the kind.
 pub(crate) fn is_known(kind: Kind) -> bool {
     Kind::KNOWN.contains(&kind)

@@ -1,6 +1,6 @@
 //! One owner's records in one scope: the order, the watermark, deletions, resets.
 
-use super::{Limits, Verified, Watermark, is_known};
+use super::{DENIALS, Limits, Verified, Watermark, is_known};
 use crate::authority::Refusal;
 use crate::scope::{Entry, Owner};
 use atoll_model::Kind;
@@ -113,6 +113,7 @@ impl Log {
         }
         self.resync_until = None;
         self.floor = self.floor.min(self.version);
+        self.keep_denials();
         let mut dropped = Vec::new();
         let gone: Vec<RecordId> =
             self.records.iter().filter(|(_, held)| !held.confirmed).map(|(id, _)| id.clone()).collect();
@@ -125,6 +126,18 @@ impl Log {
             }
         }
         dropped
+    }
+
+    /// Within an epoch a denial is never taken back, only replaced: that it was not told again says that somebody
+    /// withheld it, and must not let a removed node in.
+    fn keep_denials(&mut self) {
+        for (id, held) in &mut self.records {
+            let entry = &held.record.entry;
+            if !held.confirmed && DENIALS.contains(&id.0) && entry.epoch == self.epoch && !entry.deleted {
+                held.confirmed = true;
+                self.order.insert((entry.version, id.clone()));
+            }
+        }
     }
 
     /// Takes one record of this log's epoch. The caller has checked that its version is above the

@@ -183,6 +183,38 @@ fn unknown_kinds_have_a_quota_and_do_not_stop_the_rest() {
     assert_eq!(b.watermark(&id).unwrap().version, 5);
 }
 
+/// What a reset leaves out is taken for deleted; who lies about that must not let a removed node in.
+#[test]
+fn a_reset_that_withholds_a_denial_does_not_take_it_back() {
+    let id = log_id("control");
+    let denial = |epoch| {
+        let mut record = verified(&id, epoch, 1, "edge-a", Some(1));
+        Arc::make_mut(&mut record.entry).kind = Kind::DENIAL;
+        record
+    };
+    let delta = |epoch, reset, floor, records| Delta {
+        log: id.clone(),
+        epoch,
+        after: 0,
+        reset,
+        floor,
+        more: false,
+        records,
+    };
+    let mut b = store();
+    b.apply(delta(1, false, 0, vec![denial(1), verified(&id, 1, 2, "k", Some(1))]), 0);
+    let newest = vec![verified(&id, 1, 3, "l", Some(1))];
+    assert_eq!(b.apply(delta(1, true, u64::MAX, newest), 0).dropped.len(), 1, "it is `k`");
+    assert!(b.find(Kind::DENIAL, &Scope::Global, "edge-a").is_some());
+    // It is handed on, too.
+    let mut c = store();
+    pull(&b, &mut c, usize::MAX, 0);
+    assert!(c.find(Kind::DENIAL, &Scope::Global, "edge-a").is_some());
+    // Another store of control's knows nothing of it.
+    b.apply(delta(2, true, 0, vec![verified(&id, 2, 1, "k", Some(1))]), 0);
+    assert!(b.find(Kind::DENIAL, &Scope::Global, "edge-a").is_none());
+}
+
 #[test]
 fn a_nodes_records_have_a_quota_in_bytes_and_controls_have_not() {
     let size = verified(&log_id("host-a"), 1, 1, "k", Some(1)).bytes();
