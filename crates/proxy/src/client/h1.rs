@@ -17,6 +17,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
 
+/// An attempt to connect to a program on this machine that has got no answer for so long was dropped.
+const DIAL_AGAIN: Duration = Duration::from_millis(100);
+
 /// How an address is reached.
 #[derive(Debug, Clone)]
 pub struct H1Config {
@@ -162,7 +165,7 @@ impl H1Pool {
             self.0.metrics.upstream_connect_errors.inc();
             (SendFault::Connect, detail)
         };
-        let tcp = tokio::time::timeout(config.connect_timeout, TcpStream::connect(config.address))
+        let tcp = tokio::time::timeout(config.connect_timeout, dial(config.address))
             .await
             .map_err(|_elapsed| failed("no connection in time".to_owned()))?
             .map_err(|error| failed(error.to_string()))?;
@@ -251,6 +254,16 @@ impl Pool {
         self.idle.borrow_mut().retain(|idle| {
             idle.since.elapsed() <= self.config.idle_timeout && !idle.connection.sender.is_closed()
         });
+    }
+}
+
+/// Connects. Many programs let few connections wait; in a burst the kernel drops what is too many, and asks again only after a
+/// second. The program has long made room by then, so that a new attempt comes first.
+async fn dial(address: SocketAddr) -> std::io::Result<TcpStream> {
+    loop {
+        if let Ok(connected) = tokio::time::timeout(DIAL_AGAIN, TcpStream::connect(address)).await {
+            return connected;
+        }
     }
 }
 

@@ -168,3 +168,35 @@ fn the_bound_holds() {
         assert_eq!((error.fault, error.sent), (SendFault::Full, false));
     });
 }
+
+#[test]
+fn a_program_that_lets_few_wait_is_asked_again_before_the_kernel_does() {
+    run(async {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(1).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(socket.into()).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Two wait: the next ones are dropped without an answer.
+        let waiting =
+            [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        let (pool, _) = pool(address);
+        let asked = tokio::task::spawn_local(async move { ask(&pool, get("/")).await });
+        // The program is busy for a moment.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(!asked.is_finished());
+        tokio::task::spawn_local(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::task::spawn_local(async move {
+                    read_head(&mut stream).await?;
+                    stream.write_all(OK).await.ok()
+                });
+            }
+        });
+        // The kernel's own second attempt would come when the patience for the connection ends.
+        assert_eq!(asked.await.unwrap().unwrap(), "ok");
+        drop(waiting);
+    });
+}
