@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::metrics::CallMetrics;
-use crate::records;
+use crate::records::{self, Follower};
 use crate::serving::Serving;
 use crate::summaries::{self, Touched};
 use crate::usage::Usage;
@@ -160,8 +160,9 @@ impl Bound {
         info!(%address, workers = sockets.len(), "the gateway serves");
         let drain = shared.drain.clone();
         let touched = Touched::default();
-        let follow = records::follow(records, Arc::clone(&shared), touched.clone());
-        tasks.spawn("gateway records", until_forced(drain.clone(), follow));
+        let mut records = Follower::new(records, Arc::clone(&shared), touched.clone());
+        records.catch_up();
+        tasks.spawn("gateway records", until_forced(drain.clone(), records.run()));
         let publish = summaries::publish(gossip, shared.region.clone(), Arc::clone(&shared), touched);
         tasks.spawn("gateway summaries", until_forced(drain.clone(), publish));
         let tunnels = PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Edge).with(Role::Gateway));

@@ -3,7 +3,7 @@
 use crate::cache::Cache;
 use crate::certificates::{Certificates, Changed, Fetcher, Keeper, SealedError, Wanted};
 use crate::config::Config;
-use crate::records;
+use crate::records::{self, Follower};
 use crate::serving::Serving;
 use crate::tls;
 use crate::views::Views;
@@ -201,10 +201,9 @@ impl Bound {
         );
         let drain = shared.drain.clone();
         let wanted = fetcher.wanted.clone();
-        tasks.spawn(
-            "edge records",
-            until_forced(drain.clone(), records::follow(records, Arc::clone(&shared), wanted)),
-        );
+        let mut records = Follower::new(records, Arc::clone(&shared), wanted);
+        records.catch_up();
+        tasks.spawn("edge records", until_forced(drain.clone(), records.run()));
         tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
         tasks.spawn("edge certificates on disk", until_forced(drain.clone(), keeper.run()));
         let run = move |worker: workers::Worker, own| worker::run(Arc::clone(&shared), worker.index, own);

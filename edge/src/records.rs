@@ -6,6 +6,7 @@ use crate::views::ViewWriter;
 use atoll_gossip::{Entry, Subscription};
 use atoll_model::Kind;
 use atoll_wire::record::{CertificateVersion, Purges};
+use futures_util::FutureExt;
 use std::sync::Arc;
 use tracing::warn;
 
@@ -13,16 +14,42 @@ use tracing::warn;
 pub(crate) const KINDS: [Kind; 6] =
     [Kind::VIRTUAL_HOST, Kind::CLUSTER, Kind::NODE, Kind::SUMMARY, Kind::CERTIFICATE, Kind::PURGES];
 
-/// Applies records until there are no more.
-pub(crate) async fn follow(mut records: Subscription, shared: Arc<Shared>, wanted: Wanted) {
-    let mut writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone());
-    while let Some(entries) = records.next().await {
-        for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
-            certificate(entry, &shared, &wanted);
+/// Applies records.
+pub(crate) struct Follower {
+    records: Subscription,
+    writer: ViewWriter,
+    shared: Arc<Shared>,
+    wanted: Wanted,
+}
+
+impl Follower {
+    pub(crate) fn new(records: Subscription, shared: Arc<Shared>, wanted: Wanted) -> Self {
+        let writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone());
+        Self { records, writer, shared, wanted }
+    }
+
+    /// Applies what is known already, from disk most often. Before that no request is to be answered: a host that is served would
+    /// be called unknown.
+    pub(crate) fn catch_up(&mut self) {
+        if let Some(Some(entries)) = self.records.next().now_or_never() {
+            self.apply(&entries);
         }
-        purges(&entries, &shared);
-        writer.apply(&entries);
-        shared.apply_errors.store(Arc::new(writer.errors()));
+    }
+
+    /// Until there are no more.
+    pub(crate) async fn run(mut self) {
+        while let Some(entries) = self.records.next().await {
+            self.apply(&entries);
+        }
+    }
+
+    fn apply(&mut self, entries: &[Arc<Entry>]) {
+        for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
+            certificate(entry, &self.shared, &self.wanted);
+        }
+        purges(entries, &self.shared);
+        self.writer.apply(entries);
+        self.shared.apply_errors.store(Arc::new(self.writer.errors()));
     }
 }
 
