@@ -271,8 +271,12 @@ async fn an_instance_goes_on_when_its_state_cannot_be_kept() {
     // Stands in for a full disk: the file can't be replaced.
     let file = bench.ground().folder_of(&instance).join("state.json");
     until("the state file", || file.exists()).await;
-    std::fs::remove_file(&file).unwrap();
-    std::fs::create_dir_all(file.join("in the way")).unwrap();
+    // The host may write it once more in between.
+    until("a folder in its way", || {
+        let _gone = std::fs::remove_file(&file);
+        std::fs::create_dir_all(file.join("in the way")).is_ok()
+    })
+    .await;
     signal_group(first.pid, Signal::KILL);
     bench.wait(&instance, |record| record.state() == State::Healthy && record.pid != first.pid).await;
     assert!(bench.ground().metrics.state_errors.get() > 0);
