@@ -119,12 +119,23 @@ async fn what_is_accepted_reaches_gossip_also_after_gossip_has_lost_it() {
     again.stop().await;
 }
 
+/// Waits until nobody has the store open: its thread ends a moment after the role.
+async fn closed(store: &Path) {
+    let free = async {
+        while redb::Database::open(store).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), free).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_put_back_goes_on_after_what_gossip_has_seen() {
     let folder = tempfile::tempdir().unwrap();
     let running = start(folder.path()).await;
     running.stop().await;
     let store = folder.path().join("control/control.redb");
+    closed(&store).await;
     let copy = folder.path().join("copy.redb");
     std::fs::copy(&store, &copy).unwrap();
     let running = start(folder.path()).await;
@@ -132,6 +143,7 @@ async fn a_store_that_was_put_back_goes_on_after_what_gossip_has_seen() {
     running.until("published", |gossip| gossip.entries(Kind::CLUSTER).len() == 1).await;
     let before = running.gossip.entries(Kind::CLUSTER)[0].version;
     running.stop().await;
+    closed(&store).await;
     std::fs::copy(&copy, &store).unwrap();
     let again = start(folder.path()).await;
     // The deploy is forgotten: it can be made again, and is heard.
