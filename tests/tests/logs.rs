@@ -248,8 +248,9 @@ fn a_slow_reader_is_told_what_it_missed(platform: &Platform) {
     curl.wait().unwrap();
     println!("a slow reader got {burst} lines and was told of {dropped} that it missed");
     assert!(dropped > 10_000 && burst > 10_000, "{burst} {dropped}");
-    // What is written between copy and truncation is lost untold, and beats are among the dropped.
-    assert!((dropped + burst).abs_diff(12 * 10_000) < 6_000, "{burst} {dropped}");
+    // What is written between copy and truncation is lost untold (decision 3): at most some thousand lines at each of the few
+    // rotations, at this speed. Beats are among the dropped.
+    assert!((dropped + burst).abs_diff(12 * 10_000) < 30_000, "{burst} {dropped}");
 }
 
 fn a_host_that_is_away_is_named(platform: &Platform) {
