@@ -188,6 +188,7 @@ fn virtual_host<'a>(
             path_prefix: "/".to_owned(),
             cluster: cluster.to_string(),
         }],
+        cache: Vec::new(),
     };
     change.desire(Kind::VIRTUAL_HOST, "", service.id.as_str(), &body)
 }

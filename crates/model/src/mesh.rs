@@ -2,12 +2,10 @@
 
 use crate::cluster::{ClusterName, ClusterNameError};
 use crate::names::{AppName, NameError, OrgName, ServiceName};
+use crate::pattern::{PATTERN_BYTES_MAX, PathPattern};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
-
-/// Longest pattern of a path, or name of a gRPC service with its method, in bytes.
-pub const PATTERN_BYTES_MAX: usize = 512;
 
 /// A text that is no call, caller or permit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,15 +82,14 @@ impl AllowFrom {
     }
 }
 
-/// `GET /v1/**`: a method (`*`: each) and a pattern of paths. In the pattern `*` stands for one segment, and
-/// `**`, as the last one, for any number of them.
+/// `GET /v1/**`: a method (`*`: each) and a pattern of paths.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HttpPermit {
     /// The method; nothing: each.
     pub method: Option<String>,
-    /// The pattern; it starts with `/`.
-    pub path: String,
+    /// The pattern.
+    pub path: PathPattern,
 }
 
 /// `shop.v1.Cart/Add`: a gRPC service and a method (`*`: each).
@@ -153,26 +150,12 @@ impl FromStr for HttpPermit {
         let wrong = || MeshError::Http(shown(text));
         let (method, path) = text.split_once(' ').ok_or_else(wrong)?;
         let is_method = (1..=32).contains(&method.len()) && method.bytes().all(|b| b.is_ascii_uppercase());
-        if !(method == "*" || is_method) || !is_pattern(path) {
+        if !(method == "*" || is_method) {
             return Err(wrong());
         }
-        Ok(Self { method: (method != "*").then(|| method.to_owned()), path: path.to_owned() })
+        let path = path.parse().map_err(|_| wrong())?;
+        Ok(Self { method: (method != "*").then(|| method.to_owned()), path })
     }
-}
-
-/// A path in its normal form, whose segments may be `*`, and the last one `**`.
-fn is_pattern(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix('/') else { return false };
-    let clean = |b: u8| b.is_ascii_graphic() && !b"?#%\\;".contains(&b);
-    let segments = rest.split('/').count();
-    let fits = |(i, segment): (usize, &str)| match segment {
-        "*" => true,
-        "**" => i + 1 == segments,
-        "" => i + 1 == segments,
-        "." | ".." => false,
-        other => !other.contains('*'),
-    };
-    path.len() <= PATTERN_BYTES_MAX && path.bytes().all(clean) && rest.split('/').enumerate().all(fits)
 }
 
 impl FromStr for GrpcPermit {

@@ -179,28 +179,11 @@ impl Rule {
         let Asked::Http { method, path } = asked else { return Ok(false) };
         let path = path.filter(|path| !path.is_ambiguous()).ok_or(Refused::AmbiguousPath)?.as_str();
         let by_http = |permit: &HttpPermit| {
-            permit.method.as_deref().is_none_or(|wanted| wanted == method) && covers(&permit.path, path)
+            permit.method.as_deref().is_none_or(|wanted| wanted == method) && permit.path.matches(path)
         };
         Ok(self.http.iter().any(by_http)
             || (method == "POST" && self.grpc.iter().any(|permit| calls(permit, path))))
     }
-}
-
-/// Whether a pattern's segments are those of the path: `*` is any one that is not empty, `**` at the end any
-/// number of any.
-fn covers(pattern: &str, path: &str) -> bool {
-    let mut segments = path.split('/');
-    for wanted in pattern.split('/') {
-        if wanted == "**" {
-            return true;
-        }
-        match segments.next() {
-            Some(segment) if wanted == segment => {}
-            Some(segment) if wanted == "*" && !segment.is_empty() => {}
-            _ => return false,
-        }
-    }
-    segments.next().is_none()
 }
 
 /// Whether the path is that of a method which the permit names.

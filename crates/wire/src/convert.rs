@@ -1,5 +1,9 @@
 //! Conversions between wire and model.
 
+mod cache;
+
+pub use cache::CacheRuleError;
+
 use crate::record;
 use atoll_model::{Bundle, Check, CheckKind, Protocol, ServiceSpec};
 

@@ -44,6 +44,6 @@ pub use atoll::tunnel::v1 as tunnel;
 
 mod convert;
 
-pub use convert::SpecError;
+pub use convert::{CacheRuleError, SpecError};
 /// Re-exported so that users encode and decode with the version that generated the types.
 pub use prost::{DecodeError, Message};

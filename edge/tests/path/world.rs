@@ -145,6 +145,7 @@ impl World {
             app: "shop".to_owned(),
             domains: vec![DOMAIN.to_owned()],
             routes: vec![route],
+            ..record::VirtualHost::default()
         };
         self.desire(Kind::VIRTUAL_HOST, Scope::Global, "o-shop", &host).await;
         self.certify(DOMAIN).await;
