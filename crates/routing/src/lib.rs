@@ -6,6 +6,7 @@
 
 pub mod authorize;
 pub mod backoff;
+pub mod condition;
 pub mod endpoint;
 pub mod hosts;
 mod mix;

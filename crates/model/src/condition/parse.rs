@@ -265,10 +265,7 @@ impl Parser<'_> {
     }
 
     fn literal(&mut self) -> Read<String> {
-        let quote = match self.peek() {
-            Some(quote @ ('"' | '\'')) => quote,
-            _ => return self.expected("a text in quotes"),
-        };
+        let Some(quote @ ('"' | '\'')) = self.peek() else { return self.expected("a text in quotes") };
         let start = self.at;
         self.at += 1;
         let mut text = String::new();
