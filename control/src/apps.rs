@@ -130,6 +130,7 @@ pub fn fail(
                 change.put(&stored)?;
             }
         }
+        restore_hosts(change, &deploy)?;
         records::publish(change, context, &deploy.org, &deploy.app)?;
     }
     deploy.state = if undo { DeployState::RolledBack } else { DeployState::Failed };
@@ -137,6 +138,18 @@ pub fn fail(
     deploy.cause = Some(cause);
     change.put(&deploy)?;
     collect(change, &deploy.org, &deploy.app)
+}
+
+/// What was wanted of the app's domains before the deploy is wanted again.
+fn restore_hosts(change: &mut Change<'_>, deploy: &Deploy) -> Result<(), StoreError> {
+    let stored = change.get::<App>(&format!("{}/{}", deploy.org, deploy.app));
+    match (stored, &deploy.hosts_before) {
+        (Some(mut stored), Some(before)) => {
+            stored.hosts.clone_from(before);
+            change.put(&stored)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn condemn(change: &mut Change<'_>, service: &Service, id: Option<&RevisionId>) -> Result<(), StoreError> {

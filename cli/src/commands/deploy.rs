@@ -242,6 +242,9 @@ fn in_file(manifest: &Manifest, mut failure: Failure) -> Failure {
 }
 
 fn place_of(manifest: &Manifest, field: &str, message: &str) -> Option<ManifestError> {
+    if let Some((number, _)) = field.strip_prefix("hosts[").and_then(|rest| rest.split_once("].domains")) {
+        return Some(manifest.host_error(number.parse().ok()?, message));
+    }
     let mut parts = field.split('.');
     let (Some("services"), Some(service), Some(what)) = (parts.next(), parts.next(), parts.next()) else {
         return None;
@@ -271,12 +274,13 @@ mod tests {
 
     #[test]
     fn control_s_faults_get_their_line() {
-        let (_folder, path) = write(LEAST);
+        let (_folder, path) = write(&format!("{LEAST}[[host]]\ndomains = [\"a.b\"]\n"));
         let manifest = read_manifest(&path).unwrap();
         let mut failure = Failure::failed("the app cannot be deployed as it is");
         failure.faults = vec![
             ("services.web.regions.xyz".to_owned(), "unknown region `xyz`; the regions are fra".to_owned()),
             ("services".to_owned(), "other".to_owned()),
+            ("hosts[0].domains[0]".to_owned(), "no domain of this app".to_owned()),
         ];
         let failure = in_file(&manifest, failure);
         assert_eq!(failure.exit, Exit::Usage);
@@ -284,6 +288,7 @@ mod tests {
             failure.details[0]
                 .ends_with("atoll.toml:4:1: regions.xyz: unknown region `xyz`; the regions are fra")
         );
+        assert!(failure.details[1].ends_with("atoll.toml:8:11: host.domains: no domain of this app"));
         assert_eq!(failure.faults.len(), 1);
     }
 

@@ -148,6 +148,7 @@ pub(super) const ROUTES: List = List {
         Column("REGIONS", "regions"),
         Column("OWN", "own"),
         Column("SERVED", "served"),
+        Column("RULES", "cache_rules"),
     ],
     empty: "no routes yet; each public service has one",
     enrich: Enrich::Nothing,

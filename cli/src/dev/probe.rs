@@ -108,7 +108,7 @@ fn app(regions: &[RegionName], program: &Path, data: &Path) -> Outcome<CompiledA
     // A region's name is a service's name too: both follow the same rule.
     let service = |region: &RegionName| Ok((ServiceName::new(region.as_str()).map_err(wrong)?, spec(region)));
     let services: Outcome<BTreeMap<_, _>> = regions.iter().map(service).collect();
-    Ok(CompiledApp { app: AppName::new(APP).map_err(wrong)?, services: services? })
+    Ok(CompiledApp { app: AppName::new(APP).map_err(wrong)?, services: services?, hosts: Vec::new() })
 }
 
 /// The probe's server (`atoll probe-instance`).

@@ -5,8 +5,8 @@ use super::pages::Part;
 use super::{Api, Problem};
 use crate::apps::{Accepted, Caller, PlannedChange, Refusal, accept, accept_delete, plan_changes};
 use crate::store::objects::{App, Revision, Service};
-use atoll_model::AppName;
 use atoll_model::manifest::CompiledApp;
+use atoll_model::{AppName, HostSpec};
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
@@ -35,6 +35,9 @@ pub(super) struct AppDetail {
     /// What is to run now.
     #[schema(value_type = std::collections::BTreeMap<String, Object>)]
     spec: BTreeMap<String, Option<Revision>>,
+    /// What is wanted of its domains.
+    #[schema(value_type = Vec<super::schema::HostSpec>)]
+    hosts: Vec<HostSpec>,
 }
 
 /// What a deploy would change.
@@ -103,7 +106,7 @@ pub(super) async fn show(
         let revision = id.and_then(|id| api.store.get::<Revision>(&Revision::tail(&service.cluster, id)));
         (service.cluster.service.to_string(), revision)
     });
-    Ok(Json(AppDetail { spec: spec.collect(), app: view(&api, stored) }))
+    Ok(Json(AppDetail { spec: spec.collect(), hosts: stored.hosts.clone(), app: view(&api, stored) }))
 }
 
 #[utoipa::path(put, path = "/v1/apps/{app}",

@@ -10,7 +10,7 @@ use crate::certificates::EXPIRING_MS;
 use crate::certificates::upload::{DomainFault, check, own_domain};
 use crate::reconciler::progress::EdgeStatus;
 use crate::store::Page;
-use crate::store::objects::{Domain, Revision, Service};
+use crate::store::objects::{App, Domain, Revision, Service};
 use atoll_model::{AppName, Role, ServiceName};
 use atoll_process::clock::unix_ms;
 use atoll_wire::node::CanServe;
@@ -95,6 +95,8 @@ pub(super) struct RouteView {
     own: bool,
     /// Whether edges serve it.
     served: bool,
+    /// How many rules of the cache are for the domain.
+    cache_rules: usize,
 }
 
 /// What edges must have applied.
@@ -126,6 +128,13 @@ fn view(api: &Api, domain: Domain, now_ms: u64) -> DomainView {
 fn target(api: &Api, domain: &Domain) -> Option<Revision> {
     let service = api.store.get::<Service>(&domain.cluster.to_string())?;
     api.store.get::<Revision>(&Revision::tail(&service.cluster, service.target.as_ref()?))
+}
+
+fn cache_rules(api: &Api, domain: &Domain) -> usize {
+    let app = api.store.get::<App>(&format!("{}/{}", domain.org, domain.cluster.app));
+    let hosts = app.iter().flat_map(|app| &app.hosts);
+    let of_domain = hosts.filter(|host| host.domains.is_empty() || host.domains.contains(&domain.domain));
+    of_domain.map(|host| host.cache.len()).sum()
 }
 
 fn page(api: &Api, caller: &Caller, part: &Part) -> Result<Page<Domain>, Problem> {
@@ -173,6 +182,7 @@ pub(super) async fn routes(
             regions: regions.map(ToString::to_string).collect(),
             own: domain.own,
             served: revision.is_some_and(|revision| revision.spec.public),
+            cache_rules: cache_rules(&api, &domain),
             domain: domain.domain,
         }
     };

@@ -12,6 +12,9 @@ pub(super) struct AppSpec {
     app: String,
     /// By name. A service that is left out is removed.
     services: BTreeMap<String, ServiceSpec>,
+    /// What it says of its domains.
+    #[schema(required = false)]
+    hosts: Vec<HostSpec>,
 }
 
 /// A service.
@@ -99,6 +102,80 @@ pub(super) struct AllowRule {
     grpc: Vec<String>,
 }
 
+/// What an app says of some of its domains.
+#[derive(ToSchema)]
+pub(super) struct HostSpec {
+    /// Which: `<app>.<zone>` and the like, or domains that were added. None: all that the app has.
+    #[schema(required = false)]
+    domains: Vec<String>,
+    /// How edges cache. The first rule that matches a path decides.
+    #[schema(required = false)]
+    cache: Vec<CacheRule>,
+}
+
+/// How edges cache the answers of some paths.
+#[derive(ToSchema)]
+pub(super) struct CacheRule {
+    /// Of which paths: `/assets/**`. `*` stands for one segment, `**`, as the last one, for any number.
+    path: String,
+    /// Not at all; then nothing else is said.
+    #[schema(required = false)]
+    off: bool,
+    /// How long an answer is fresh, in seconds, a year at most; nothing: as long as it says itself.
+    ttl_s: Option<u64>,
+    /// Also what says that it is not to be stored; its `Set-Cookie` is removed. Needs `ttl_s`.
+    #[schema(required = false)]
+    force: bool,
+    /// How long clients are told that an answer is fresh, in seconds; nothing: what it says.
+    browser_ttl_s: Option<u64>,
+    /// Which query parameters make answers differ; nothing: all.
+    #[schema(required = false)]
+    query: QueryKey,
+    /// Their order does not.
+    #[schema(required = false)]
+    sort_query: bool,
+    /// The field that holds an answer's tags, in lower case; nothing: `cache-tag` and `surrogate-key`.
+    tags: Option<String>,
+    /// Clients see that field.
+    #[schema(required = false)]
+    show_tags: bool,
+    /// How long after its life an answer is used while the instance is asked, in seconds; nothing: what it says.
+    stale_while_revalidate_s: Option<u64>,
+    /// How long after its life an answer is used where the instance fails, in seconds; nothing: what it says.
+    stale_if_error_s: Option<u64>,
+    /// Which other edges are asked before the region is; `local` by default.
+    #[schema(required = false)]
+    tier: Tier,
+    /// A condition: requests for which it holds neither read nor write the cache.
+    bypass: Option<String>,
+    /// Answers may be stored and sent compressed; true by default.
+    #[schema(required = false)]
+    compress: bool,
+}
+
+/// Which query parameters make answers differ; `*` at the end of a name stands for any rest.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum QueryKey {
+    /// Every one.
+    All,
+    /// These; with none, no parameter does.
+    Only(Vec<String>),
+    /// Every one but these.
+    AllBut(Vec<String>),
+}
+
+/// Which other edges are asked for an answer before the region is.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub(super) enum Tier {
+    None,
+    /// Those of the same location.
+    Local,
+    /// Also one near the region.
+    Regional,
+}
+
 /// A bundle that was offered and uploaded before.
 #[derive(ToSchema)]
 pub(super) struct Bundle {
@@ -124,7 +201,11 @@ mod tests {
             "allow": [{ "from": ["api"], "http": ["GET /"], "grpc": ["a.B/C"] }],
             "proxy_env": true,
             "bundle": { "digest": "00", "size": 1 },
-        } } })
+        } }, "hosts": [{ "domains": ["shop.localhost"], "cache": [{
+            "path": "/**", "off": true, "ttl_s": 1, "force": true, "browser_ttl_s": 1, "query": { "only": ["v"] },
+            "sort_query": true, "tags": "tags", "show_tags": true, "stale_while_revalidate_s": 1, "stale_if_error_s": 1,
+            "tier": "none", "bypass": "request.path == \"/\"", "compress": false,
+        }] }] })
     }
 
     /// Goes down value and schema together: each has the members that the other has.
@@ -137,6 +218,14 @@ mod tests {
             schema["oneOf"].as_array().and_then(|all| all.iter().find(|one| one["$ref"].is_string()))
         {
             return compare(value, of_some, document, at);
+        }
+        // An enum: the variant that the value's only member names.
+        let variant = value.as_object().and_then(|members| members.keys().next());
+        let mut variants = schema["oneOf"].as_array().into_iter().flatten();
+        if let Some(of_variant) =
+            variant.and_then(|name| variants.find(|variant| variant["properties"][name].is_object()))
+        {
+            return compare(value, of_variant, document, at);
         }
         match value {
             Value::Object(members) if schema["properties"].is_object() => {

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bundles;
+mod hosts;
 mod pages;
 mod roles;
 

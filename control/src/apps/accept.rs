@@ -1,6 +1,6 @@
 //! Taking a deploy, or the removal of an app.
 
-use super::validate::{Fault, faults};
+use super::validate::{Fault, all_faults};
 use super::{Context, object_id, records};
 use crate::caller::Caller;
 use crate::reconciler::guard::must_confirm;
@@ -8,7 +8,8 @@ use crate::store::objects::{App, Cause, Deploy, DeployState, Org, Revision, Serv
 use crate::store::{Change, StoreError};
 use atoll_model::manifest::CompiledApp;
 use atoll_model::{
-    AppName, ClusterName, ObjectId, OrgName, RegionName, RevisionId, Scale, ServiceName, ServiceSpec,
+    AppName, ClusterName, HostSpec, ObjectId, OrgName, RegionName, RevisionId, Scale, ServiceName,
+    ServiceSpec,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -158,7 +159,8 @@ pub fn accept(
     }
     let new = |(name, service): (&ServiceName, &ServiceChange)| Some((name.clone(), service.to.clone()?));
     let revisions = changes.iter().filter_map(new).collect();
-    let deploy = start(change, context, caller, &app.app, Work { services: changes, ..Work::default() })?;
+    let work = Work { services: changes, hosts: Some(app.hosts.clone()), ..Work::default() };
+    let deploy = start(change, context, caller, &app.app, work)?;
     records::publish(change, context, org, &app.app)?;
     let domains = records::domain_of(&app.app, &app.services, &context.zone).into_values().collect();
     Ok(Accepted { deploy, revisions, version: change.revision(), domains })
@@ -203,7 +205,7 @@ fn check(
     app: &CompiledApp,
     confirmed: Option<usize>,
 ) -> Result<(), Refusal> {
-    let faults = faults(app, context);
+    let faults = all_faults(change, context, org, app);
     if !faults.is_empty() {
         return Err(Refusal::Invalid(faults));
     }
@@ -277,6 +279,8 @@ pub(super) struct Work {
     pub(super) delete: bool,
     /// The scale before it, where it changes that.
     pub(super) scale_before: BTreeMap<ServiceName, BTreeMap<RegionName, u32>>,
+    /// What is wanted of the domains; nothing: what was.
+    pub(super) hosts: Option<Vec<HostSpec>>,
 }
 
 /// Makes a deploy the app's running one.
@@ -287,7 +291,7 @@ pub(super) fn start(
     app: &AppName,
     work: Work,
 ) -> Result<ObjectId, StoreError> {
-    let Work { services, delete, scale_before } = work;
+    let Work { services, delete, scale_before, hosts } = work;
     let org = &caller.org;
     let id = object_id(context.now_ms);
     let mut stored = change.get::<App>(&format!("{org}/{app}")).unwrap_or_else(|| App {
@@ -297,6 +301,7 @@ pub(super) fn start(
         created_ms: context.now_ms,
         deploy: id.clone(),
         past: Vec::new(),
+        hosts: Vec::new(),
     });
     if stored.deploy != id {
         stored.past.push(std::mem::replace(&mut stored.deploy, id.clone()));
@@ -305,6 +310,8 @@ pub(super) fn start(
         let oldest = stored.past.remove(0);
         change.remove::<Deploy>(&format!("{org}/{oldest}"));
     }
+    let hosts_before =
+        hosts.filter(|hosts| *hosts != stored.hosts).map(|hosts| std::mem::replace(&mut stored.hosts, hosts));
     change.put(&stored)?;
     tracing::info!(%app, deploy = %id, by = caller.name, delete, services = services.len(), "deploy accepted");
     change.put(&Deploy {
@@ -320,6 +327,7 @@ pub(super) fn start(
         cause: None,
         by: caller.name.clone(),
         scale_before,
+        hosts_before,
     })?;
     Ok(id)
 }

@@ -1,7 +1,9 @@
 //! What a deploy would change.
 
+mod hosts;
+
 use super::accept::{Refusal, free};
-use super::validate::faults;
+use super::validate::all_faults;
 use super::{Context, records};
 use crate::store::Change;
 use crate::store::objects::{App, Domain, Revision, Service};
@@ -16,7 +18,7 @@ pub struct PlannedChange {
     /// `create`, `replace`, `restart` (the same specification again), `remove`, or `keep` (said because it
     /// is not what the manifest says).
     pub action: &'static str,
-    /// `app`, `service`, `domain`, `scale`.
+    /// `app`, `service`, `host`, `domain`, `scale`.
     pub object: &'static str,
     /// Its name.
     pub name: String,
@@ -31,7 +33,7 @@ pub fn plan_changes(
     org: &OrgName,
     request: &CompiledApp,
 ) -> Result<Vec<PlannedChange>, Refusal> {
-    let faults = faults(request, context);
+    let faults = all_faults(change, context, org, request);
     if !faults.is_empty() {
         return Err(Refusal::Invalid(faults));
     }
@@ -39,7 +41,8 @@ pub fn plan_changes(
     let planned =
         |action, object, name: String, detail: String| PlannedChange { action, object, name, detail };
     let mut plan = Vec::new();
-    if change.get::<App>(&format!("{org}/{app}")).is_none() {
+    let stored = change.get::<App>(&format!("{org}/{app}"));
+    if stored.is_none() {
         free(change, org, app)?;
         plan.push(planned("create", "app", app.to_string(), String::new()));
     }
@@ -65,6 +68,10 @@ pub fn plan_changes(
         if change.get::<Domain>(&format!("{org}/{domain}")).is_none() {
             plan.push(planned("create", "domain", domain, format!("for service {name}")));
         }
+    }
+    let hosts = stored.map(|stored| stored.hosts).unwrap_or_default();
+    for hosts::HostChange { action, name, detail } in hosts::changes(&hosts, &request.hosts) {
+        plan.push(planned(action, "host", name, detail));
     }
     Ok(plan)
 }

@@ -2,10 +2,10 @@
 //! placements.
 
 use super::{Context, domains};
-use crate::store::objects::{Domain, Placement, PlacementState, Revision, Service};
+use crate::store::objects::{App, Domain, Placement, PlacementState, Revision, Service};
 use crate::store::{Change, StoreError};
 use atoll_model::{
-    AllowRule, AppName, CallTarget, ClusterName, Kind, NodeName, OrgName, RegionName, ServiceName,
+    AllowRule, AppName, CallTarget, ClusterName, HostSpec, Kind, NodeName, OrgName, RegionName, ServiceName,
     ServiceSpec,
 };
 use atoll_wire::record::{self, Denial};
@@ -74,6 +74,7 @@ pub fn publish(
     }
     let names = domain_of(app, &specs, &context.zone);
     let present = domains::of_app(change, org, app);
+    let hosts = change.get::<App>(&format!("{org}/{app}")).map(|app| app.hosts).unwrap_or_default();
     let mut newest = 0;
     for (service, revision) in &services {
         newest = newest.max(cluster(change, service, revision));
@@ -81,7 +82,8 @@ pub fn publish(
         match names.get(&service.cluster.service) {
             Some(domain) => {
                 let own = present.iter().filter(|other| other.own && other.cluster == service.cluster);
-                newest = newest.max(virtual_host(change, service, domain, own));
+                let domains = std::iter::once(domain).chain(own.map(|own| &own.domain)).cloned().collect();
+                newest = newest.max(virtual_host(change, service, domains, &hosts));
                 newest = newest.max(certificate(change, context, service, domain)?);
             }
             None => change.undesire(Kind::VIRTUAL_HOST, "", service.id.as_str()),
@@ -169,28 +171,34 @@ pub fn publish_region_clusters(change: &mut Change<'_>, context: &Context) {
     }
 }
 
-fn virtual_host<'a>(
-    change: &mut Change<'_>,
-    service: &Service,
-    domain: &str,
-    own: impl Iterator<Item = &'a Domain>,
-) -> u64 {
+fn virtual_host(change: &mut Change<'_>, service: &Service, domains: Vec<String>, hosts: &[HostSpec]) -> u64 {
     let cluster = &service.cluster;
     let body = record::VirtualHost {
         org: cluster.org.to_string(),
         app: cluster.app.to_string(),
-        domains: std::iter::once(domain)
-            .chain(own.map(|own| own.domain.as_str()))
-            .map(str::to_owned)
-            .collect(),
+        cache: cache_rules(hosts, &domains),
+        domains,
         routes: vec![record::Route {
             name: "all".to_owned(),
             path_prefix: "/".to_owned(),
             cluster: cluster.to_string(),
         }],
-        cache: Vec::new(),
     };
     change.desire(Kind::VIRTUAL_HOST, "", service.id.as_str(), &body)
+}
+
+/// The rules for these domains, in their order; each with those of them that it is for.
+fn cache_rules(hosts: &[HostSpec], domains: &[String]) -> Vec<record::CacheRule> {
+    let mut rules = Vec::new();
+    for host in hosts {
+        let (mut of_host, every) = (host.domains.clone(), host.domains.is_empty());
+        of_host.retain(|domain| domains.contains(domain));
+        if every || !of_host.is_empty() {
+            let rule = |rule| record::CacheRule { domains: of_host.clone(), ..rule };
+            rules.extend(host.cache.iter().map(record::CacheRule::from).map(rule));
+        }
+    }
+    rules
 }
 
 fn certificate(

@@ -1,13 +1,18 @@
 //! What an app must be before anything changes. The manifest's own checks are the client's; these hold for
 //! whoever calls the API.
 
+mod hosts;
+
 use super::Context;
 use crate::apps::records::domain_of;
+use crate::store::Change;
 use atoll_model::manifest::{
     CALLS_MAX, CompiledApp, INSTANCES_MAX, LABEL_BYTES_MAX, SERVICES_MAX, SPEC_BYTES_MAX,
 };
 use atoll_model::names::NAME_BYTES_MAX;
-use atoll_model::{AllowRule, CallTarget, Check, CheckKind, Protocol, RegionName, ServiceName, ServiceSpec};
+use atoll_model::{
+    AllowRule, CallTarget, Check, CheckKind, OrgName, Protocol, RegionName, ServiceName, ServiceSpec,
+};
 use atoll_wire::{Message, record};
 use serde::Serialize;
 
@@ -48,7 +53,16 @@ pub fn faults(app: &CompiledApp, context: &Context) -> Vec<Fault> {
             faults.add(format!("services.{name}"), message);
         }
     }
+    hosts::check(&app.hosts, &mut faults);
     faults.0
+}
+
+/// [`faults`], and domains that the app has not got.
+#[must_use]
+pub fn all_faults(change: &Change<'_>, context: &Context, org: &OrgName, app: &CompiledApp) -> Vec<Fault> {
+    let mut all = faults(app, context);
+    all.extend(hosts::unknown_domains(change, context, org, app));
+    all
 }
 
 /// Faults of one service alone.

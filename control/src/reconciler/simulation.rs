@@ -149,6 +149,7 @@ impl Simulation {
             cause: None,
             by: "test".into(),
             scale_before: BTreeMap::new(),
+            hosts_before: None,
         };
         judge(&deploy, &[&self.wanted()], &self.situation(&BTreeSet::new()))
     }

@@ -3,8 +3,8 @@
 use super::Stored;
 use atoll_mesh_ca::TokenRecord;
 use atoll_model::{
-    AppName, ClusterName, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles, Scale,
-    ServiceName, ServiceSpec, SiteName,
+    AppName, ClusterName, HostSpec, InstanceId, NodeName, ObjectId, OrgName, RegionName, RevisionId, Roles,
+    Scale, ServiceName, ServiceSpec, SiteName,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,6 +24,9 @@ pub struct App {
     pub deploy: ObjectId,
     /// The deploys before it that are kept, oldest first.
     pub past: Vec<ObjectId>,
+    /// What is wanted of its domains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostSpec>,
 }
 
 /// A service and what it should run.
@@ -151,6 +154,9 @@ pub struct Deploy {
     /// What the services' [`Service::scale`] was before, where the deploy changes it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scale_before: BTreeMap<ServiceName, BTreeMap<RegionName, u32>>,
+    /// What [`App::hosts`] was before, where the deploy changes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts_before: Option<Vec<HostSpec>>,
 }
 
 /// Whether an instance is to run.

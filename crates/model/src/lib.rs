@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod cluster;
 pub mod condition;
+pub mod domain;
 pub mod ids;
 pub mod kind;
 pub mod manifest;

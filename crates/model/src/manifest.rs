@@ -5,10 +5,12 @@
 //! exists and whether a program is there is the caller's to check; [`Manifest::region_error`] and
 //! [`Manifest::run_error`] give such findings the same shape.
 
+mod cache;
 mod duration;
 mod error;
 mod expand;
 mod files;
+mod host;
 mod mesh;
 mod section;
 mod service;
@@ -20,6 +22,7 @@ pub use files::{FilePattern, FilePatternError};
 pub use mesh::{CALLS_MAX, ENTRIES_MAX, RULES_MAX};
 pub use section::nearest;
 
+use crate::cache::HostSpec;
 use crate::names::{AppName, RegionName, ServiceName};
 use crate::spec::{Scale, ServiceSpec};
 use error::{Problems, Source};
@@ -44,8 +47,8 @@ pub const INSTANCES_MAX: u32 = 1000;
 /// Longest label of a host name, in bytes (RFC 1035).
 pub const LABEL_BYTES_MAX: usize = 63;
 
-const ROOT_KEYS: &[&str] = &["manifest", "app", "regions", "env", "service", "allow"];
-const ROOT_LATER: &[&str] = &["traffic", "host", "tcp", "udp"];
+const ROOT_KEYS: &[&str] = &["manifest", "app", "regions", "env", "service", "allow", "host"];
+const ROOT_LATER: &[&str] = &["traffic", "tcp", "udp"];
 const SCALE_KEYS: &[&str] = &["min", "max"];
 
 /// A manifest that has been checked as far as text alone allows.
@@ -58,6 +61,8 @@ pub struct Manifest {
     /// What travels to the hosts as a service's working directory, for the services that say so. Who deploys
     /// packs it, and sets [`ServiceSpec::bundle`].
     pub files: BTreeMap<ServiceName, Vec<FilePattern>>,
+    /// What it says of the app's domains.
+    pub hosts: Vec<HostSpec>,
     /// The file's name, as errors give it.
     pub file: String,
     /// The file's folder, absolute.
@@ -65,6 +70,7 @@ pub struct Manifest {
     file_positions: BTreeMap<ServiceName, Position>,
     region_positions: BTreeMap<RegionName, (String, Position)>,
     run_positions: BTreeMap<ServiceName, Position>,
+    host_positions: Vec<Position>,
 }
 
 /// What the API takes as an app's desired state.
@@ -75,6 +81,9 @@ pub struct CompiledApp {
     pub app: AppName,
     /// Its services.
     pub services: BTreeMap<ServiceName, ServiceSpec>,
+    /// What it says of its domains, in the order in which rules are looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<HostSpec>,
 }
 
 /// Reads a manifest. `file_name` is used in errors; `base_dir` is the absolute folder of the file
@@ -178,15 +187,18 @@ fn read_root(root: &Section<'_, '_>, base_dir: &Path, problems: &mut Problems<'_
         }
         mesh::read_allow(root, &mut services, &siblings, problems);
     }
+    let (hosts, host_positions) = host::read(root, problems);
     Some(Manifest {
         app: app?,
         services,
         files,
+        hosts,
         file: problems.file().to_owned(),
         folder: base_dir.to_owned(),
         file_positions,
         region_positions,
         run_positions,
+        host_positions,
     })
 }
 
@@ -360,7 +372,7 @@ impl Manifest {
     /// What the API takes.
     #[must_use]
     pub fn compile(&self) -> CompiledApp {
-        CompiledApp { app: self.app.clone(), services: self.services.clone() }
+        CompiledApp { app: self.app.clone(), services: self.services.clone(), hosts: self.hosts.clone() }
     }
 
     /// The regions that any service runs in.
@@ -388,6 +400,13 @@ impl Manifest {
         let position = self.file_positions.get(service).copied().unwrap_or_default();
         let key = format!("service.{service}.files");
         ManifestError { file: self.file.clone(), position, key, what: what.into() }
+    }
+
+    /// An error about the domains of the `[[host]]` of that number, from 0.
+    #[must_use]
+    pub fn host_error(&self, number: usize, what: impl Into<String>) -> ManifestError {
+        let position = self.host_positions.get(number).copied().unwrap_or_default();
+        ManifestError { file: self.file.clone(), position, key: "host.domains".to_owned(), what: what.into() }
     }
 
     /// An error about a service's program, at its `run`.

@@ -2,11 +2,10 @@
 
 use crate::path::normalise;
 use crate::shards::ShardedMap;
-use std::borrow::Cow;
+use atoll_model::domain::normalise_domain;
 use std::sync::Arc;
 
-/// Longest host name, in bytes (RFC 1035), without the trailing dot.
-pub const HOST_BYTES_MAX: usize = 253;
+pub use atoll_model::domain::{HOST_BYTES_MAX, normalise_host};
 
 /// A set of domains and their routes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,61 +120,6 @@ impl VirtualHost {
 fn covers(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty())
-}
-
-/// A host name in the form that tables use: no port, no trailing dot, lower case. `None` when it is
-/// no host name. An IP address is one (an IPv6 address in brackets): it just has no virtual host.
-#[must_use]
-pub fn normalise_host(authority: &str) -> Option<Cow<'_, str>> {
-    let host = without_port(authority)?;
-    let host = host.strip_suffix('.').unwrap_or(host);
-    if host.is_empty() || host.len() > HOST_BYTES_MAX {
-        return None;
-    }
-    if host.starts_with('[') {
-        return Some(host.into());
-    }
-    let good = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-    };
-    if !host.split('.').all(good) {
-        return None;
-    }
-    if host.bytes().any(|b| b.is_ascii_uppercase()) {
-        Some(host.to_ascii_lowercase().into())
-    } else {
-        Some(host.into())
-    }
-}
-
-fn without_port(authority: &str) -> Option<&str> {
-    let (host, port) = if authority.starts_with('[') {
-        let end = authority.find(']')? + 1;
-        let inside = authority.get(1..end - 1)?;
-        if inside.is_empty() || !inside.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b)) {
-            return None;
-        }
-        (&authority[..end], &authority[end..])
-    } else {
-        authority.split_at(authority.find(':').unwrap_or(authority.len()))
-    };
-    match port.strip_prefix(':') {
-        None => port.is_empty().then_some(host),
-        // RFC 3986 allows an empty port.
-        Some(digits) => (digits.len() <= 5 && digits.bytes().all(|b| b.is_ascii_digit())).then_some(host),
-    }
-}
-
-fn normalise_domain(domain: &str) -> Option<String> {
-    let (wildcard, rest) = match domain.strip_prefix("*.") {
-        Some(rest) => ("*.", rest),
-        None => ("", domain),
-    };
-    if rest.contains([':', '[']) {
-        return None;
-    }
-    normalise_host(rest).map(|host| format!("{wildcard}{host}"))
 }
 
 /// The domain that a certificate or virtual host for one label more would carry: `*.b.c` for `a.b.c`.

@@ -19,7 +19,15 @@ async fn filled() -> Platform {
                 let (target, current) = (None, None);
                 change.put(&Service { id: id.clone(), cluster, target, current, scale: BTreeMap::new() })?;
             }
-            change.put(&App { deploy: id.clone(), id, org, app, created_ms: 0, past: vec![] })?;
+            change.put(&App {
+                deploy: id.clone(),
+                id,
+                org,
+                app,
+                created_ms: 0,
+                past: vec![],
+                hosts: vec![],
+            })?;
         }
         Ok::<_, StoreError>(())
     });

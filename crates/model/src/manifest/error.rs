@@ -92,6 +92,18 @@ impl<'a> Problems<'a> {
         self.source.position(offset)
     }
 
+    /// The place of a byte of a string's value in the file: that of the string where it is written with escapes.
+    pub(super) fn within(&self, string: Range<usize>, value: &str, offset: usize) -> Range<usize> {
+        let written = self.source.text.get(string.clone()).and_then(|text| text.find(value));
+        match written.filter(|_| !value.is_empty()) {
+            Some(quotes) => {
+                let at = string.start + quotes + offset;
+                at..at
+            }
+            None => string,
+        }
+    }
+
     pub(super) fn file(&self) -> &str {
         &self.source.file
     }

@@ -2,13 +2,11 @@
 
 use super::error::Problems;
 use super::section::{Section, nearest};
-use crate::mesh::{AllowFrom, AllowRule, CallTarget, GrpcPermit, HttpPermit, MeshError};
+use crate::mesh::{AllowFrom, AllowRule, CallTarget, GrpcPermit, HttpPermit};
 use crate::names::ServiceName;
 use crate::spec::{Protocol, ServiceSpec};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::str::FromStr;
-use toml::de::DeValue;
 
 /// Most services that one calls.
 pub const CALLS_MAX: usize = 64;
@@ -28,7 +26,7 @@ pub(super) fn read_calls(
 ) -> Vec<CallTarget> {
     let key = table.path_of("calls");
     let mut calls: Vec<CallTarget> = Vec::new();
-    for (call, at) in read_list::<CallTarget>(table, "calls", CALLS_MAX, problems) {
+    for (call, at) in table.list::<CallTarget>("calls", CALLS_MAX, problems) {
         if call.app.is_none() && !siblings.contains(&call.service.as_str()) {
             problems.add(at, &key, no_service(call.service.as_str(), siblings));
         } else if env.contains_key(&call.variable()) {
@@ -104,7 +102,7 @@ fn read_rule(table: &Section<'_, '_>, siblings: &[&str], problems: &mut Problems
         problems.add(table.span(), &table.path_of("from"), what);
     }
     let mut from = Vec::new();
-    for (caller, at) in read_list::<AllowFrom>(table, "from", ENTRIES_MAX, problems) {
+    for (caller, at) in table.list::<AllowFrom>("from", ENTRIES_MAX, problems) {
         match &caller {
             AllowFrom::Sibling(name) if !siblings.contains(&name.as_str()) => {
                 problems.add(at, &table.path_of("from"), no_service(name.as_str(), siblings));
@@ -112,8 +110,8 @@ fn read_rule(table: &Section<'_, '_>, siblings: &[&str], problems: &mut Problems
             _ => from.push(caller),
         }
     }
-    let http = read_list::<HttpPermit>(table, "http", ENTRIES_MAX, problems);
-    let grpc = read_list::<GrpcPermit>(table, "grpc", ENTRIES_MAX, problems);
+    let http = table.list::<HttpPermit>("http", ENTRIES_MAX, problems);
+    let grpc = table.list::<GrpcPermit>("grpc", ENTRIES_MAX, problems);
     for (key, empty) in [("http", http.is_empty()), ("grpc", grpc.is_empty())] {
         // An empty list would read as nothing, and mean everything.
         if let Some(value) = table.get(key).filter(|value| empty && value.get_ref().is_array()) {
@@ -123,34 +121,6 @@ fn read_rule(table: &Section<'_, '_>, siblings: &[&str], problems: &mut Problems
     }
     let bare = |list: Vec<(GrpcPermit, _)>| list.into_iter().map(|(permit, _)| permit).collect();
     AllowRule { from, http: http.into_iter().map(|(permit, _)| permit).collect(), grpc: bare(grpc) }
-}
-
-/// Reads a list of texts of a type; nothing where the key is absent.
-fn read_list<T: FromStr<Err = MeshError>>(
-    table: &Section<'_, '_>,
-    key: &str,
-    most: usize,
-    problems: &mut Problems<'_>,
-) -> Vec<(T, Range<usize>)> {
-    let Some(value) = table.get(key) else { return Vec::new() };
-    let DeValue::Array(items) = value.get_ref() else {
-        let what = format!("expected a list of strings, found {}", super::section::describe(value.get_ref()));
-        problems.add(value.span(), &table.path_of(key), what);
-        return Vec::new();
-    };
-    if items.len() > most {
-        problems.add(value.span(), &table.path_of(key), format!("at most {most} entries"));
-        return Vec::new();
-    }
-    let mut read = Vec::new();
-    for item in items.iter() {
-        let Some(text) = table.text_of(key, item, problems) else { continue };
-        match text.parse::<T>() {
-            Ok(parsed) => read.push((parsed, item.span())),
-            Err(error) => problems.add(item.span(), &table.path_of(key), error.to_string()),
-        }
-    }
-    read
 }
 
 fn no_service(name: &str, siblings: &[&str]) -> String {

@@ -1,7 +1,9 @@
 //! One table of the file: reads keys as types, and says what is wrong with them.
 
 use super::error::{PROBLEMS_MAX, Problems};
+use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -174,6 +176,33 @@ impl<'a, 'i> Section<'a, 'i> {
         Some(text.to_string())
     }
 
+    /// A list of texts of a type, with their places; nothing where the key is absent.
+    pub(super) fn list<T: FromStr<Err: fmt::Display>>(
+        &self,
+        key: &str,
+        most: usize,
+        problems: &mut Problems<'_>,
+    ) -> Vec<(T, Range<usize>)> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong_type(key, value.span(), "a list of strings", value.get_ref(), problems);
+            return Vec::new();
+        };
+        if items.len() > most {
+            problems.add(value.span(), &self.path_of(key), format!("at most {most} entries"));
+            return Vec::new();
+        }
+        let mut read = Vec::new();
+        for item in items.iter() {
+            let Some(text) = self.text_of(key, item, problems) else { continue };
+            match text.parse::<T>() {
+                Ok(parsed) => read.push((parsed, item.span())),
+                Err(error) => problems.add(item.span(), &self.path_of(key), error.to_string()),
+            }
+        }
+        read
+    }
+
     pub(super) fn boolean(&self, key: &str, problems: &mut Problems<'_>) -> Option<bool> {
         let value = self.get(key)?;
         let found = value.get_ref().as_bool();
@@ -243,7 +272,7 @@ impl<'a, 'i> Section<'a, 'i> {
         }
     }
 
-    fn wrong_type(
+    pub(super) fn wrong_type(
         &self,
         key: &str,
         at: Range<usize>,

@@ -361,7 +361,7 @@ soft = 1
 [traffic]
 policy = "nearest"
 [[host]]
-domains = ["a"]
+tls = { cert = "auto" }
 "#;
     let found = errors(text);
     assert_eq!(found.len(), 4);
