@@ -13,6 +13,7 @@ pub mod purge;
 pub mod rules;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub mod store;
 
 use arc_swap::ArcSwap;
 use atoll_proxy::Body;

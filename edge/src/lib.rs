@@ -17,6 +17,11 @@ mod tls;
 mod views;
 mod worker;
 
+/// The engine beneath the cache. It knows nothing of HTTP, and is public to be measured (`examples/hit_ratio.rs`).
+pub mod cache_store {
+    pub use crate::cache::store::{Owned, Store, Usage};
+}
+
 pub use certificates::SealedError;
 pub use config::Config;
 pub use edge::{BindError, Bound, Edge, Handles};

@@ -132,7 +132,7 @@ pub(crate) async fn fetch<O: Origin>(
             cache.index.remove(&wish.key);
         }
         if let Some(key) = cache.index.key_of(&wish.key, &wish.head.headers) {
-            cache.index.pass(&key, exchanged.answered_ms);
+            cache.index.pass(&key, &wish.resource, exchanged.answered_ms);
         }
         lead.fill().tell(Progress::NotShared);
         if let Some(first) = first {

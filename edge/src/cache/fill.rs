@@ -63,14 +63,19 @@ pub enum Piece {
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicU64,
-    most: u64,
+    most: AtomicU64,
 }
 
 impl Budget {
     /// So many bytes.
     #[must_use]
     pub fn new(most: u64) -> Self {
-        Self { used: AtomicU64::new(0), most }
+        Self { used: AtomicU64::new(0), most: AtomicU64::new(most) }
+    }
+
+    /// From now on so many. What is in use stays so.
+    pub fn set_max(&self, most: u64) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Bytes in fills now.
@@ -80,7 +85,7 @@ impl Budget {
     }
 
     fn take(&self, bytes: u64) -> bool {
-        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.most
+        self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.most.load(Ordering::Relaxed)
     }
 
     fn give(&self, bytes: u64) {

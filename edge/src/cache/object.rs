@@ -28,6 +28,14 @@ pub struct Resource {
     pub target: Arc<str>,
 }
 
+impl Resource {
+    /// The organization whose it is.
+    #[must_use]
+    pub fn organization(&self) -> &str {
+        self.app.split_once('/').map_or(&*self.app, |(organization, _)| organization)
+    }
+}
+
 /// A response without its body.
 #[derive(Debug, Clone)]
 pub struct Head {
