@@ -11,6 +11,8 @@ pub mod fill;
 pub mod index;
 pub mod key;
 pub mod object;
+#[cfg_attr(not(test), expect(dead_code, reason = "the index has a fixed capacity yet"))]
+pub mod pressure;
 pub mod purge;
 pub mod rules;
 pub(crate) mod serve;
