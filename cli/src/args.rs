@@ -349,6 +349,12 @@ pub enum CacheCommand {
     /// Let no edge answer from what it has stored of this, and wait until none does
     #[command(after_help = examples::CACHE)]
     Purge(PurgeArgs),
+    /// How many requests each edge answered from memory, and how much is stored
+    #[command(after_help = examples::CACHE_STATS)]
+    Stats(CacheStatsArgs),
+    /// What each edge would do with a request for an address, and why
+    #[command(after_help = examples::CACHE_EXPLAIN)]
+    Explain(CacheExplainArgs),
 }
 
 /// `atoll cache purge`
@@ -372,6 +378,25 @@ pub struct PurgeArgs {
     /// Let it be validated before it is used again, instead of fetched anew
     #[arg(long)]
     pub soft: bool,
+}
+
+/// `atoll cache stats`
+#[derive(Debug, Clone, Args)]
+pub struct CacheStatsArgs {
+    /// Only of this app
+    #[arg(long)]
+    pub app: Option<String>,
+}
+
+/// `atoll cache explain`
+#[derive(Debug, Clone, Args)]
+pub struct CacheExplainArgs {
+    /// The address, with a port where clients have one
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// A field of the request, `Name: value`; can be given more than once
+    #[arg(short = 'H', long = "header", value_name = "FIELD")]
+    pub headers: Vec<String>,
 }
 
 /// `atoll ca …`

@@ -9,6 +9,7 @@ mod apps;
 mod audit;
 mod auth;
 mod bundles;
+mod cache;
 mod changes;
 mod deploys;
 mod domains;

@@ -2,9 +2,10 @@
 
 use atoll_model::{NodeName, OrgName};
 use atoll_wire::node::{
-    CanServe, Cancel, ControlMessage, More, NodeMessage, PurgeApplied, ReadLogs, ReadStats, Stats,
+    AskCache, CanServe, Cancel, ControlMessage, More, NodeMessage, PurgeApplied, ReadLogs, ReadStats, Stats,
     control_message::Ask, node_message::Answer,
 };
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,8 @@ const ASKS_MAX: usize = 256;
 /// Answers to one question about logs that are on their way; each has some 16 KiB. Each one that is read
 /// lets the host send another: a slow reader holds up its hosts, not our memory.
 const LOG_WINDOW: u32 = 4;
+/// The longest answer about a cache.
+const CACHE_ANSWER_BYTES_MAX: usize = 512 * 1024;
 
 /// What is asked of many nodes for one who reads it, and how many may do so at a time: all together, and of one
 /// organization, so that others find a place.
@@ -31,12 +34,14 @@ pub enum Reading {
     Top,
     /// Each asks every edge, for some seconds where one does not answer.
     Purges,
+    /// The same, and each may hold what many edges have counted.
+    Cache,
 }
 
 impl Reading {
     const fn streams_max(self) -> usize {
         match self {
-            Self::Logs => 32,
+            Self::Logs | Self::Cache => 32,
             Self::Top => 8,
             Self::Purges => 64,
         }
@@ -215,6 +220,28 @@ impl Attached {
         serve_answer(self.ask(edge, Ask::PurgeApplied(question))?, within).await
     }
 
+    /// Asks an edge about its cache. What it says is an object.
+    pub async fn ask_cache(
+        &self,
+        edge: &NodeName,
+        question: AskCache,
+        within: Duration,
+    ) -> Result<Value, AskError> {
+        let mut answers = self.ask(edge, Ask::AskCache(question))?;
+        let message = tokio::time::timeout(within, answers.next()).await.map_err(|_| AskError::Timeout)?;
+        match message.and_then(|message| message.answer) {
+            Some(Answer::Cache(answer)) if answer.json.len() > CACHE_ANSWER_BYTES_MAX => {
+                Err(AskError::Node("the edge's answer is too long".to_owned()))
+            }
+            Some(Answer::Cache(answer)) => match serde_json::from_str(&answer.json) {
+                Ok(said @ Value::Object(_)) => Ok(said),
+                Ok(_) | Err(_) => Err(AskError::Node("the edge's answer can't be read".to_owned())),
+            },
+            Some(Answer::Error(error)) => Err(AskError::Node(error)),
+            Some(Answer::LogLines(_) | Answer::Serve(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
+        }
+    }
+
     /// Asks a host for an instance's output.
     pub fn read_logs(&self, host: &NodeName, logs: ReadLogs) -> Result<Answers, AskError> {
         self.ask(host, Ask::ReadLogs(ReadLogs { window: LOG_WINDOW, ..logs }))
@@ -245,7 +272,7 @@ impl Attached {
         match message.and_then(|message| message.answer) {
             Some(Answer::Stats(stats)) => Ok(stats),
             Some(Answer::Error(error)) => Err(AskError::Node(error)),
-            Some(Answer::LogLines(_) | Answer::Serve(_)) | None => Err(AskError::Gone),
+            Some(Answer::LogLines(_) | Answer::Serve(_) | Answer::Cache(_)) | None => Err(AskError::Gone),
         }
     }
 }
@@ -340,7 +367,7 @@ async fn serve_answer(mut answers: Answers, within: Duration) -> Result<(), AskE
             Some(Answer::Serve(serve)) if serve.serves => Ok(()),
             Some(Answer::Serve(serve)) => Err(AskError::Node(serve.why_not)),
             Some(Answer::Error(error)) => Err(AskError::Node(error)),
-            Some(Answer::LogLines(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
+            Some(Answer::LogLines(_) | Answer::Stats(_) | Answer::Cache(_)) | None => Err(AskError::Gone),
         },
     }
 }

@@ -167,7 +167,7 @@ impl Platform {
     }
 }
 
-fn node(name: &str, region: &str, role: Role) -> (NodeName, NodeSeen) {
+pub(crate) fn node(name: &str, region: &str, role: Role) -> (NodeName, NodeSeen) {
     let seen = NodeSeen {
         roles: Roles::NONE.with(role),
         region: region.parse().unwrap(),

@@ -14,6 +14,7 @@ pub mod object;
 #[cfg_attr(not(test), expect(dead_code, reason = "the index has a fixed capacity yet"))]
 pub mod pressure;
 pub mod purge;
+mod report;
 pub mod rules;
 pub(crate) mod serve;
 pub(crate) mod status;
@@ -48,12 +49,15 @@ pub(crate) fn is_for_cache(request: &Request<Body>) -> bool {
 pub(crate) struct Cache {
     pub(crate) index: Arc<Index>,
     pub(crate) purges: ArcSwap<Purges>,
+    /// The most that it may take of memory.
+    pub(crate) bytes_max: u64,
 }
 
 impl Cache {
     /// At most so many bytes in all, and no body larger than `object_max`.
     pub(crate) fn new(bytes_max: u64, object_max: u64) -> Arc<Self> {
-        Arc::new(Self { index: Arc::new(Index::new(bytes_max, object_max)), purges: ArcSwap::default() })
+        let index = Arc::new(Index::new(bytes_max, object_max));
+        Arc::new(Self { index, purges: ArcSwap::default(), bytes_max })
     }
 
     /// Applies what is new in an app's purges. One task calls it.

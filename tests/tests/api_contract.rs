@@ -155,6 +155,9 @@ fn known_calls(platform: &Platform) -> Value {
         "DELETE /v1/apps/{app}": several(|n| json!({ "path": { "app": format!("victim-{n}") } })),
         "POST /v1/apps/{app}/purges": [{ "path": { "app": "shop" }, "json": purge }],
         "GET /v1/apps/{app}/purges/{seq}": [{ "path": { "app": "shop", "seq": purged["seq"] } }],
+        "GET /v1/cache/stats": of_shop,
+        "GET /v1/cache/explain":
+            [{ "query": { "url": "https://shop.localhost/", "header": ["accept-language: de"] } }],
         "POST /v1/bundles": [{ "json": { "entries": [entry] } }],
         "PUT /v1/blobs/{sha256}": [{ "path": { "sha256": digest }, "bytes": content }],
         "POST /v1/apps/{app}/rollback": [{ "path": { "app": "known" }, "json": { "service": "web" } }],

@@ -17,6 +17,7 @@ fn edges_answer_from_memory_and_forget_when_told() {
     platform.deploy(&folder);
     wait_until("it answers", SOON, || get(&platform, "/ready", &[]).status == 200);
     the_second_is_a_hit(&platform);
+    each_edge_says_what_it_would_do(&platform);
     many_at_a_time_cost_one(&platform);
     what_is_not_in_the_key_changes_nothing(&platform);
     what_is_for_one_client_stays_with_it(&platform);
@@ -77,6 +78,30 @@ fn the_second_is_a_hit(platform: &Platform) {
     assert_eq!((part.status, part.text().as_str()), (206, "1"));
     assert_eq!(count(&get(platform, "/hit?cc=no-store", &[])), 2, "the query is in the key");
     assert_eq!(count(&at(platform, &platform.edges()[1], &path, &[])), 3, "each edge has its own memory");
+}
+
+/// Of what the first edge has stored, under the address with its port, and the other has not.
+fn each_edge_says_what_it_would_do(platform: &Platform) {
+    let path = format!("/explained?{FRESH}");
+    assert_eq!(count(&get(platform, &path, &[])), 1);
+    let first = &platform.edges()[0];
+    let url = format!("https://counts.localhost:{}{path}", first.https.port());
+    let explain = |fields: &[&str]| {
+        let all = [&["-o", "json", "cache", "explain", &url], fields].concat();
+        let answer = platform.atoll().run(&all).expect_code(0).json();
+        let edges = answer["edges"].as_array().unwrap().clone();
+        assert_eq!(edges.len(), 2, "{answer}");
+        let (first, other): (Vec<_>, Vec<_>) = edges.into_iter().partition(|edge| edge["site"] == first.site);
+        [first, other].map(|edges| edges[0]["explanation"]["would"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(explain(&[]), ["hit", "miss"]);
+    assert_eq!(explain(&["-H", "Cache-Control: no-cache"]), ["validate", "miss"]);
+    assert_eq!(count(&get(platform, &path, &[])), 1, "nothing was asked of the instance");
+    let shown = platform.atoll().run(&["cache", "explain", &url]).expect_code(0);
+    assert!(shown.stdout.contains("answers from memory"), "{shown:?}");
+    let stats =
+        platform.atoll().run(&["-o", "json", "cache", "stats", "--app", "counts"]).expect_code(0).json();
+    assert!(stats["edges"][1]["stats"]["bytes_max"].as_u64() > Some(0), "{stats}");
 }
 
 fn many_at_a_time_cost_one(platform: &Platform) {

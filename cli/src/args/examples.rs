@@ -25,7 +25,27 @@ Examples:
   atoll cache purge --app shop --tag product-42
   atoll cache purge --app shop --url https://shop.example.com/p?x=1
   atoll cache purge --app shop --prefix /p/ --soft    validated before it is used again
-  atoll cache purge --app shop --all";
+  atoll cache purge --app shop --all
+  atoll cache stats                                   hits and misses at each edge
+  atoll cache explain https://shop.example.com/p      what each edge would do, and why";
+
+pub(super) const CACHE_STATS: &str = "\
+Examples:
+  atoll cache stats
+  atoll cache stats --app shop
+  atoll cache stats -o json | jq .total.hit_ratio
+
+Counted since each edge began. OTHER is what was neither a hit nor a miss: answers that are not stored, those that
+were validated or shared with another request, requests past the cache; `-o json` has each by itself. The last column,
+what the whole edge has stored, is for operators.";
+
+pub(super) const CACHE_EXPLAIN: &str = "\
+Examples:
+  atoll cache explain https://shop.example.com/p?x=1
+  atoll cache explain https://shop.example.com/ -H 'Accept-Language: de' -H 'Cache-Control: no-cache'
+  atoll cache explain https://shop.localhost:8443/p   a port is in what edges store by: give it where clients do
+
+Nothing is fetched or changed: each edge says what it would do with such a GET now.";
 
 pub(super) const NODE: &str = "\
 Examples:

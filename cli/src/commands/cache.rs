@@ -1,5 +1,8 @@
 //! `atoll cache …`
 
+mod explain;
+mod stats;
+
 use super::api_to_change;
 use crate::api::encode;
 use crate::args::{CacheCommand, Global, PurgeArgs};
@@ -9,8 +12,18 @@ use http::Method;
 use serde_json::{Value, json};
 
 pub(super) async fn run(command: CacheCommand, global: &Global) -> Outcome {
-    let CacheCommand::Purge(args) = command;
-    purge(args, global).await
+    match command {
+        CacheCommand::Purge(args) => purge(args, global).await,
+        CacheCommand::Stats(args) => stats::run(args, global).await,
+        CacheCommand::Explain(args) => explain::run(args, global).await,
+    }
+}
+
+/// Says which edges did not answer, and why.
+fn name_silent(edges: &[Value]) {
+    for edge in edges.iter().filter(|edge| !edge["why_not"].is_null()) {
+        out::note(&format!("{} did not answer: {}", out::cell(&edge["edge"]), out::cell(&edge["why_not"])));
+    }
 }
 
 /// Purges, and waits for every edge that is alive.

@@ -227,7 +227,7 @@ async fn saying<T>(work: impl Future<Output = T>, say: impl Fn() -> String) -> T
 }
 
 /// Bytes, for people.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_024 => format!("{bytes} bytes"),
         1_024..1_048_576 => format!("{}.{} KiB", bytes >> 10, (bytes % 1_024) * 10 / 1_024),

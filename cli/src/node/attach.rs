@@ -7,8 +7,8 @@ use atoll_process::Drain;
 use atoll_wire::node::node_message::Answer;
 use atoll_wire::node::node_plane_client::NodePlaneClient;
 use atoll_wire::node::{
-    CanServe, ControlMessage, LogLines, NodeMessage, PurgeApplied, ReadLogs, ReadStats, ServeAnswer, Stats,
-    control_message::Ask,
+    AskCache, CacheAnswer, CanServe, ControlMessage, LogLines, NodeMessage, PurgeApplied, ReadLogs,
+    ReadStats, ServeAnswer, Stats, control_message::Ask,
 };
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
@@ -36,6 +36,8 @@ pub type ReadLog = dyn Fn(ReadLogs) -> BoxStream<'static, Result<LogLines, Strin
 pub type Serves = dyn Fn(&CanServe) -> Result<(), String> + Send + Sync;
 /// Whether the edge has applied a purge.
 pub type Purged = dyn Fn(&PurgeApplied) -> Result<(), String> + Send + Sync;
+/// What the edge's cache holds, or would do, as JSON.
+pub type LookIntoCache = dyn Fn(&AskCache) -> Result<String, String> + Send + Sync;
 /// What the node has counted. May read files.
 pub type ReadCounts = dyn Fn(&ReadStats) -> Stats + Send + Sync;
 
@@ -48,6 +50,8 @@ pub struct Answers {
     pub serves: Option<Arc<Serves>>,
     /// What the role edge has purged.
     pub purged: Option<Arc<Purged>>,
+    /// The role edge's cache.
+    pub cache: Option<Arc<LookIntoCache>>,
     /// The counts of a node with another role than control.
     pub counts: Option<Arc<ReadCounts>>,
 }
@@ -58,6 +62,7 @@ impl fmt::Debug for Answers {
             .field("read_log", &self.read_log.is_some())
             .field("serves", &self.serves.is_some())
             .field("purged", &self.purged.is_some())
+            .field("cache", &self.cache.is_some())
             .field("counts", &self.counts.is_some())
             .finish()
     }
@@ -179,6 +184,14 @@ impl Question {
                 let why_not = purged.and_then(Result::err);
                 let answer = ServeAnswer { serves: why_not.is_none(), why_not: why_not.unwrap_or_default() };
                 tell(&send, id, Answer::Serve(answer), true).await;
+            }
+            (Ask::AskCache(question), ..) if answers.cache.is_some() => {
+                let none = || Err("this node has no cache".to_owned());
+                let answer = match answers.cache.as_ref().map_or_else(none, |look| look(&question)) {
+                    Ok(json) => Answer::Cache(CacheAnswer { json }),
+                    Err(why) => Answer::Error(why),
+                };
+                tell(&send, id, answer, true).await;
             }
             (Ask::ReadLogs(question), Some(read_log), _, _) => {
                 let mut lines = read_log(question);

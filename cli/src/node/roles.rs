@@ -17,7 +17,8 @@ use atoll_mesh_ca::MeshCa;
 use atoll_model::Role;
 use atoll_process::admin::Parameters;
 use atoll_process::{Drain, Metrics, Tasks};
-use atoll_wire::node::{CanServe, ProcessStats, Stats};
+use atoll_wire::node::ask_cache::What;
+use atoll_wire::node::{AskCache, CanServe, ProcessStats, Stats};
 use futures_util::StreamExt;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -202,6 +203,8 @@ fn answers(
     if let Some(serving) = serving.cloned() {
         let edge = serving.clone();
         answers.purged = Some(Arc::new(move |question| edge.has_purged(&question.app, question.seq)));
+        let edge = serving.clone();
+        answers.cache = Some(Arc::new(move |question: &AskCache| look_into_cache(&edge, question)));
         answers.serves = Some(Arc::new(move |question: &CanServe| {
             serving.can_serve(&question.domain, question.version, question.placed_nowhere)?;
             match question.fingerprint.as_str() {
@@ -220,6 +223,21 @@ fn answers(
         }));
     }
     answers
+}
+
+fn look_into_cache(edge: &Serving, question: &AskCache) -> Result<String, String> {
+    let said = match &question.what {
+        Some(What::Stats(of)) => {
+            let app = (!of.app.is_empty()).then_some(of.app.as_str());
+            edge.cache_stats(&of.org, app)
+        }
+        Some(What::Explain(asked)) => {
+            let fields = asked.fields.iter().map(|field| (field.name.clone(), field.value.clone()));
+            edge.cache_explain(&asked.app, &asked.host, &asked.target, &fields.collect::<Vec<_>>())
+        }
+        None => return Err("this node does not know the question".to_owned()),
+    };
+    Ok(said.to_string())
 }
 
 impl Roles {

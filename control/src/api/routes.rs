@@ -76,6 +76,7 @@ table! {
         domains::list, domains::show, domains::routes,
         logs::read, top::read,
         purges::show,
+        cache::stats, cache::explain,
     }
     Deploy {
         apps::deploy, apps::remove,

@@ -1,0 +1,239 @@
+//! What the cache holds, and what it would do with a request: for people who ask, by the functions that requests go by. Looking changes
+//! nothing, but that it counts as asking for what is looked at.
+//!
+//! What is said is JSON that control passes on: members may be added, so that edges of different versions get along.
+
+use super::answer::from_object;
+use super::index::Found;
+use super::key::Key;
+use super::object::Object;
+use super::purge::Fate;
+use super::rules::directives::RequestDirectives;
+use super::rules::freshness::Use;
+use super::status::{CacheStatus, Forwarded};
+use super::{Cache, is_for_cache};
+use crate::serving::Serving;
+use crate::views::Snapshot;
+use atoll_model::Reason;
+use atoll_process::clock::unix_ms;
+use atoll_proxy::{Body, headers};
+use atoll_routing::hosts::normalise_host;
+use atoll_routing::path::normalise;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Uri};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+impl Serving {
+    /// What was counted of an organization's requests, or of one app's (`org/app`), and what is stored: `apps`, each with `app`,
+    /// `requests` (how many, by what became of them), `entries` and `bytes`; and of the whole edge `entries`, `bytes` and `bytes_max`,
+    /// which is 0 where nothing is cached.
+    #[must_use]
+    pub fn cache_stats(&self, _org: &str, _app: Option<&str>) -> Value {
+        let Some(cache) = &self.shared.cache else {
+            return json!({ "apps": [], "entries": 0, "bytes": 0, "bytes_max": 0 });
+        };
+        json!({
+            "apps": [],
+            "entries": cache.index.count(),
+            "bytes": cache.index.bytes(),
+            "bytes_max": cache.bytes_max,
+        })
+    }
+
+    /// What would become of a GET with these fields, and why. `host` is as clients write it, with a port where they do, `target` the path
+    /// with query. Nothing is said of a host that is not of the app.
+    ///
+    /// `would` is `hit`, `validate`, `miss`, `pass` (as for a miss, and others don't wait for its answer), `bypass` (the cache is not asked),
+    /// `refuse` (Atoll makes the answer: `reason`) or `unknown`; `cache_status` is what the client would read first; `stored` is what is
+    /// there for such a request, whether it is used or not.
+    #[must_use]
+    pub fn cache_explain(&self, app: &str, host: &str, target: &str, fields: &[(String, String)]) -> Value {
+        let Some(cache) = &self.shared.cache else {
+            return said("pass", "this edge has no cache: `edge.cache_bytes_max` is 0");
+        };
+        match resource(&self.shared.views.load(), app, host, target) {
+            Err(refused) => refused,
+            Ok((id, target)) => {
+                let key = Key::resource(&id, host, &target);
+                let mut answer = explain(cache, &key, &target, &as_forwarded(fields), unix_ms());
+                answer["key"] = json!({ "virtual_host": id, "host": host, "target": target });
+                answer
+            }
+        }
+    }
+}
+
+/// The virtual host's id and the target in its normal form; otherwise what is said of it.
+fn resource(snapshot: &Snapshot, app: &str, host: &str, target: &str) -> Result<(String, String), Value> {
+    let name = normalise_host(host).ok_or_else(|| refused(Reason::BadRequest, "that is no host name"))?;
+    let found = snapshot.hosts.find_normal(&name);
+    let found = found.ok_or_else(|| refused(Reason::UnknownHost, "no virtual host has this name"))?;
+    let uri: Uri = target.parse().map_err(|_| refused(Reason::BadRequest, "that is no path with query"))?;
+    let path = normalise(uri.path()).map_err(|why| refused(Reason::AmbiguousPath, &why.to_string()))?;
+    let route = found.route(path.as_str());
+    let route = route.ok_or_else(|| refused(Reason::NoRoute, "no route matches the path"))?;
+    if route.cluster.rsplit_once('/').map(|(of, _service)| of) != Some(app) {
+        return Err(said("unknown", &format!("here the address is not of {app}, or not yet")));
+    }
+    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+    Ok((found.id.clone(), format!("{}{query}", path.as_str())))
+}
+
+/// A request's fields as the cache sees them. What the edge adds by itself, such as the client's address, is not among them.
+fn as_forwarded(fields: &[(String, String)]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in fields {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            // More than a map holds is more than a request may have.
+            let _full = map.try_append(name, value).is_err();
+        }
+    }
+    headers::strip_hop_by_hop(&mut map);
+    headers::strip_internal(&mut map);
+    headers::strip_forwarded(&mut map);
+    map
+}
+
+/// What would be done with a GET of what the key names.
+fn explain(cache: &Cache, key: &Key, target: &str, fields: &HeaderMap, now_ms: u64) -> Value {
+    if !is_for_cache(&request(target, fields)) {
+        let why = "a field of the request overrides its method, so that it may not be a GET";
+        return with_status(said("bypass", why), CacheStatus::forwarded(Forwarded::Method));
+    }
+    let asks = RequestDirectives::of(fields);
+    let found = cache.index.find(key, fields, now_ms);
+    let mut answer = match &found {
+        Found::Pass => {
+            let why = "nothing is stored; the last answer was for one client alone, so that for some seconds nobody waits for another's";
+            let status = CacheStatus { detail: Some("pass"), ..CacheStatus::forwarded(Forwarded::UriMiss) };
+            with_status(said("pass", why), status)
+        }
+        Found::Absent(missing) if missing == key => absent(Forwarded::UriMiss, "nothing is stored of it"),
+        Found::Absent(_) => absent(
+            Forwarded::VaryMiss,
+            "answers differ by fields of the request, and none is stored for these",
+        ),
+        Found::Object(object) => stored(cache, object, fields, &asks, now_ms),
+    };
+    if asks.only_if_cached
+        && !matches!(&answer["would"], Value::String(would) if would == "hit" || would == "pass")
+    {
+        answer = refused(
+            Reason::NotCached,
+            "the request says `only-if-cached`, and there is nothing that it can have",
+        );
+    }
+    if let Found::Object(object) = &found {
+        answer["stored"] = described(cache, object, key, now_ms);
+    }
+    answer
+}
+
+fn request(target: &str, fields: &HeaderMap) -> Request<Body> {
+    let mut request = Request::new(Body::empty());
+    *request.headers_mut() = fields.clone();
+    *request.uri_mut() = target.parse().unwrap_or_default();
+    request
+}
+
+fn absent(why: Forwarded, text: &str) -> Value {
+    with_status(said("miss", text), CacheStatus::forwarded(why))
+}
+
+fn stored(
+    cache: &Cache,
+    object: &Arc<Object>,
+    fields: &HeaderMap,
+    asks: &RequestDirectives,
+    now_ms: u64,
+) -> Value {
+    let freshness = &object.head.freshness;
+    let ttl_s = freshness.ttl_s(now_ms);
+    let used = match object.fate(&cache.purges.load()) {
+        Fate::Gone => return absent(Forwarded::UriMiss, "what is stored was purged"),
+        Fate::Stale => {
+            return validate(Forwarded::Stale, "a soft purge names it");
+        }
+        Fate::Kept => freshness.usable(now_ms, asks),
+    };
+    let why = match used {
+        Use::Fresh => format!("it is fresh for {ttl_s} s more"),
+        Use::WhileRevalidate => {
+            format!(
+                "it is stale, and may be used while the instance is asked behind the answer ({} s in all)",
+                freshness.while_revalidate_s
+            )
+        }
+        Use::Validate if freshness.always_validate => {
+            return validate(Forwarded::Stale, "the answer said `no-cache`: it is validated each time");
+        }
+        Use::Validate if ttl_s > 0 => {
+            return validate(Forwarded::Request, "it is fresh, but the request wants it newer");
+        }
+        Use::Validate => return validate(Forwarded::Stale, &format!("it is stale since {} s", -ttl_s)),
+    };
+    match from_object(object, &Method::GET, fields, now_ms) {
+        Some(response) => {
+            let mut answer = with_status(said("hit", &why), CacheStatus::hit(ttl_s));
+            answer["status"] = response.status().as_u16().into();
+            answer
+        }
+        None => {
+            let status =
+                CacheStatus { detail: Some("condition"), ..CacheStatus::forwarded(Forwarded::Request) };
+            with_status(said("pass", "the request has a condition that is the instance's to judge"), status)
+        }
+    }
+}
+
+fn validate(why: Forwarded, text: &str) -> Value {
+    with_status(said("validate", text), CacheStatus::forwarded(why))
+}
+
+/// What is stored, without its fields and its body: they are the app's, and may be large.
+fn described(cache: &Cache, object: &Object, key: &Key, now_ms: u64) -> Value {
+    let head = &object.head;
+    let freshness = &head.freshness;
+    json!({
+        "status": head.status.as_u16(),
+        "age_s": freshness.age_s(now_ms),
+        "ttl_s": freshness.ttl_s(now_ms),
+        "lifetime_s": freshness.lifetime_s,
+        "lifetime_guessed": freshness.heuristic,
+        "always_validated": freshness.always_validate,
+        "stale_while_revalidate_s": freshness.while_revalidate_s,
+        "stale_if_error_s": freshness.if_error_s,
+        "vary": head.vary.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
+        "tags": head.tags,
+        "fields": head.headers.len(),
+        "body_bytes": object.length,
+        "bytes": object.weight(key.bytes()),
+        "purged": match object.fate(&cache.purges.load()) {
+            Fate::Kept => "no",
+            Fate::Stale => "softly",
+            Fate::Gone => "yes",
+        },
+    })
+}
+
+fn refused(reason: Reason, why: &str) -> Value {
+    let mut answer = said("refuse", why);
+    answer["reason"] = reason.code().into();
+    answer
+}
+
+fn with_status(mut answer: Value, status: CacheStatus) -> Value {
+    answer["cache_status"] = String::from_utf8_lossy(status.to_value().as_bytes()).into();
+    answer
+}
+
+fn said(would: &str, why: &str) -> Value {
+    let mut answer = Map::new();
+    answer.insert("would".to_owned(), would.into());
+    answer.insert("why".to_owned(), why.into());
+    Value::Object(answer)
+}
+
+#[cfg(test)]
+mod tests;
