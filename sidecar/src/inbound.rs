@@ -236,7 +236,7 @@ impl Inbound {
             app_us: Some(micros(started.elapsed())),
         };
         headers::strip_hop_by_hop(response.headers_mut());
-        headers::strip_internal(response.headers_mut());
+        headers::strip_internal_from_answer(response.headers_mut());
         response.headers_mut().insert(headers::HOPS, hops.to_value());
         Ok(response.map(|body| body.holding(in_flight)))
     }

@@ -36,6 +36,15 @@ pub const TRIES_USED: HeaderName = HeaderName::from_static("atoll-tries-used");
 pub const INSTANCE: HeaderName = HeaderName::from_static("atoll-instance");
 /// The revision of who answered.
 pub const REVISION: HeaderName = HeaderName::from_static("atoll-revision");
+/// Between edges, on a request: as whom it is asked (`location`, `far`).
+pub const TIER: HeaderName = HeaderName::from_static("atoll-tier");
+/// Between edges: the app's last purge that the asking edge has applied; on the answer, the last one that was known when it was asked for
+/// at the origin.
+pub const PURGED: HeaderName = HeaderName::from_static("atoll-purged");
+/// Between edges, on an answer: what the asked edge's cache did, as `Cache-Status` has it.
+pub const CACHE: HeaderName = HeaderName::from_static("atoll-cache");
+/// What an instance says to our caches alone (RFC 9213). The one `atoll-*` field of an instance's answer that passes the hops.
+pub const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("atoll-cdn-cache-control");
 /// Microseconds at each hop.
 pub const HOPS: HeaderName = HeaderName::from_static("atoll-hops");
 
@@ -133,6 +142,15 @@ pub fn strip_internal(headers: &mut HeaderMap) {
     strip_prefixed(headers, &["atoll-"]);
 }
 
+/// Removes from an answer every `atoll-*` field but the one that an instance may say.
+pub fn strip_internal_from_answer(headers: &mut HeaderMap) {
+    let said: Vec<HeaderValue> = headers.get_all(CDN_CACHE_CONTROL).iter().cloned().collect();
+    strip_internal(headers);
+    for value in said {
+        headers.append(CDN_CACHE_CONTROL, value);
+    }
+}
+
 /// Removes every field whose name begins with one of `prefixes` (lower case). `_` counts as `-`: programs
 /// that get fields as environment variables can't tell them apart.
 pub(crate) fn strip_prefixed(headers: &mut HeaderMap, prefixes: &[&str]) {
@@ -204,6 +222,13 @@ mod tests {
         let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["grpc-status", "x-checksum"]);
+    }
+
+    #[test]
+    fn an_answer_may_speak_to_our_caches() {
+        let mut headers = map(&[("atoll-region", "x"), ("atoll-cdn-cache-control", "max-age=1"), ("a", "b")]);
+        strip_internal_from_answer(&mut headers);
+        assert_eq!(headers, map(&[("a", "b"), ("atoll-cdn-cache-control", "max-age=1")]));
     }
 
     #[test]
