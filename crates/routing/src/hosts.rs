@@ -2,6 +2,7 @@
 
 use crate::path::normalise;
 use crate::shards::ShardedMap;
+use atoll_model::CacheRule;
 use atoll_model::domain::normalise_domain;
 use std::sync::Arc;
 
@@ -18,6 +19,25 @@ pub struct VirtualHost {
     routes: Vec<Route>,
     /// Normalised; `*.` as first label stands for exactly one label.
     domains: Vec<String>,
+    /// What its app says of caching, in the manifest's order.
+    cache: Vec<HostRule>,
+}
+
+/// What an app says of caching some paths of some of its domains.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRule {
+    /// The domains, normalised; none: all.
+    pub domains: Vec<String>,
+    /// The rule.
+    pub rule: Arc<CacheRule>,
+}
+
+impl HostRule {
+    /// `domain` is the virtual host's that a request's host is found by.
+    fn is_for(&self, domain: &str, path: &str) -> bool {
+        let named = || self.domains.iter().any(|known| known == domain);
+        self.rule.path.matches(path) && (self.domains.is_empty() || named())
+    }
 }
 
 /// Where a path leads.
@@ -94,7 +114,31 @@ impl VirtualHost {
         // Longest first, so that the first that matches is the answer.
         routes
             .sort_by(|a, b| b.path_prefix.len().cmp(&a.path_prefix.len()).then_with(|| a.name.cmp(&b.name)));
-        Ok(Self { id, version, routes, domains: normal })
+        Ok(Self { id, version, routes, domains: normal, cache: Vec::new() })
+    }
+
+    /// The same with rules for caches.
+    #[must_use]
+    pub fn with_cache_rules(self, cache: Vec<HostRule>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The first rule for a path, in its normal form, of a host, normalised.
+    #[must_use]
+    pub fn cache_rule(&self, host: &str, path: &str) -> Option<&Arc<CacheRule>> {
+        if self.cache.is_empty() {
+            return None;
+        }
+        let is_exact = self.domains.iter().any(|domain| domain == host);
+        let wildcard = if is_exact { None } else { wildcard_of(host) };
+        let domain = wildcard.as_deref().unwrap_or(host);
+        self.cache.iter().find(|rule| rule.is_for(domain, path)).map(|found| &found.rule)
+    }
+
+    /// Its rules for caches.
+    #[must_use]
+    pub fn cache_rules(&self) -> &[HostRule] {
+        &self.cache
     }
 
     /// Its domains, normalised and sorted.

@@ -17,6 +17,7 @@ pub mod region;
 pub mod retry;
 pub mod shards;
 pub mod summary;
+pub mod tier;
 
 pub use backoff::Backoff;
 pub use hosts::HostTable;

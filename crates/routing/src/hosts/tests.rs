@@ -113,3 +113,22 @@ proptest! {
         let _any = HostTable::new().find(&text);
     }
 }
+
+#[test]
+fn the_first_rule_of_the_domain_that_was_found_decides() {
+    let rule = |path: &str, domains: &[&str]| HostRule {
+        domains: domains.iter().map(ToString::to_string).collect(),
+        rule: Arc::new(CacheRule::new(path.parse().unwrap())),
+    };
+    let none: [Route; 0] = [];
+    let host = VirtualHost::new("h", 1, ["a.example", "*.example"], none).unwrap().with_cache_rules(vec![
+        rule("/x/**", &["*.example"]),
+        rule("/x/y", &[]),
+        rule("/**", &["a.example"]),
+    ]);
+    let found = |domain, path| host.cache_rule(domain, path).map(|rule| rule.path.to_string());
+    assert_eq!(found("b.example", "/x/y").as_deref(), Some("/x/**"));
+    assert_eq!(found("a.example", "/x/y").as_deref(), Some("/x/y"));
+    assert_eq!(found("a.example", "/x/z").as_deref(), Some("/**"));
+    assert_eq!(found("b.example", "/z"), None);
+}
