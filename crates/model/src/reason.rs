@@ -99,6 +99,8 @@ reasons! {
     EdgeFull = "edge-full", 503, "connection_limit_reached", "The edge has as many requests as it takes.";
     /// The request said `only-if-cached`, and nothing fresh is stored.
     NotCached = "not-cached", 504, "destination_unavailable", "The request asked for a stored answer, and there is none that is fresh.";
+    /// It waited for another request's fetch of the same, which failed, and so did one more.
+    FetchFailed = "fetch-failed", 503, "proxy_internal_response", "The same was being fetched for another request; that failed, and so did one more try.";
     /// No region has a healthy instance that can be reached.
     NoRegion = "no-region", 503, "destination_unavailable", "No region has a healthy instance of the service.";
     /// The tunnel to the gateway broke, or none is open.

@@ -163,6 +163,13 @@ impl Body {
         self
     }
 
+    /// The same of a guard that is in a box already.
+    #[must_use]
+    pub fn holding_box(mut self, guard: Box<dyn Any>) -> Self {
+        self.held.push(guard);
+        self
+    }
+
     /// Drops what is left of it; its reader has failed.
     pub(crate) fn abandon(mut self, side: Side) {
         if let Some(count) = self.count.take() {

@@ -45,6 +45,8 @@ pub struct H2PeerConfig {
     pub stream_window: u32,
     /// The most streams on one connection, if the peer allows as many.
     pub streams_max: usize,
+    /// How often a connection is asked whether it lives, and how long it may take to say so.
+    pub keep_alive: Duration,
 }
 
 impl H2PeerConfig {
@@ -67,6 +69,7 @@ impl H2PeerConfig {
             warm: false,
             stream_window: 128 * 1024,
             streams_max: 1000,
+            keep_alive: Duration::from_secs(5),
         }
     }
 

@@ -16,7 +16,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::debug;
 
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A connection that lived this long was no failure.
 const LIVED: Duration = Duration::from_secs(2);
 
@@ -147,8 +146,8 @@ async fn open(inner: &Rc<Inner>, index: usize) -> Result<Pin<Box<dyn Future<Outp
             .max_header_list_size(64 * 1024)
             .max_send_buf_size(64 * 1024)
             .max_local_error_reset_streams(1 << 20)
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_interval(inner.config.keep_alive)
+            .keep_alive_timeout(inner.config.keep_alive)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream))
             .await

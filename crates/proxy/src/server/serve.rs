@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -181,18 +182,18 @@ struct Server<H> {
 }
 
 /// Counts a request while it is answered, and until its response's body is gone.
-struct InFlight(ProxyMetrics);
+struct InFlight(Gauge);
 
 impl InFlight {
     fn new(metrics: &ProxyMetrics) -> Self {
         metrics.in_flight.inc();
-        Self(metrics.clone())
+        Self(metrics.in_flight.clone())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.dec();
+        self.0.dec();
     }
 }
 
