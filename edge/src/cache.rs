@@ -4,14 +4,15 @@
 //! begin empty: nothing is on disk.
 
 pub(crate) mod answer;
-#[cfg_attr(not(test), expect(dead_code, reason = "stored answers have no variants yet"))]
+mod compressing;
+pub(crate) mod counts;
 pub mod encoding;
 pub(crate) mod fetch;
 pub mod fill;
 pub mod index;
 pub mod key;
+pub(crate) mod metrics;
 pub mod object;
-#[cfg_attr(not(test), expect(dead_code, reason = "the index has a fixed capacity yet"))]
 pub mod pressure;
 pub mod purge;
 mod report;
@@ -19,16 +20,19 @@ pub mod rules;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub mod store;
+pub(crate) mod tags;
 
 use arc_swap::ArcSwap;
 use atoll_proxy::Body;
 use atoll_wire::record;
+use counts::Counts;
 use http::header::HeaderName;
 use http::{Method, Request};
 use http_body::Body as _;
 use index::Index;
 use purge::Purges;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// A request whose method can be overridden by a field may change things, whatever its own one is.
 const OVERRIDES: [HeaderName; 3] = [
@@ -44,26 +48,43 @@ pub(crate) fn is_for_cache(request: &Request<Body>) -> bool {
         && !OVERRIDES.iter().any(|name| request.headers().contains_key(name))
 }
 
+/// Requests of an edge that go on alone at a time after what they waited for has failed.
+const ALONE_MAX: usize = 64;
+
 /// What all workers of an edge share of it.
 #[derive(Debug)]
 pub(crate) struct Cache {
     pub(crate) index: Arc<Index>,
     pub(crate) purges: ArcSwap<Purges>,
-    /// The most that it may take of memory.
-    pub(crate) bytes_max: u64,
+    pub(crate) counts: Counts,
+    /// Places for requests that go on alone, after what they waited for has failed.
+    pub(crate) alone: Semaphore,
+    /// Places for bodies that are being compressed.
+    pub(crate) compressing: Arc<Semaphore>,
 }
 
 impl Cache {
     /// At most so many bytes in all, and no body larger than `object_max`.
     pub(crate) fn new(bytes_max: u64, object_max: u64) -> Arc<Self> {
-        let index = Arc::new(Index::new(bytes_max, object_max));
-        Arc::new(Self { index, purges: ArcSwap::default(), bytes_max })
+        Arc::new(Self {
+            index: Arc::new(Index::new(bytes_max, object_max)),
+            purges: ArcSwap::default(),
+            counts: Counts::default(),
+            alone: Semaphore::new(ALONE_MAX),
+            compressing: Arc::new(Semaphore::new(compressing::AT_ONCE)),
+        })
     }
 
     /// Applies what is new in an app's purges. One task calls it.
-    pub(crate) fn purge(&self, app: &str, told: &record::Purges) {
+    /// `keyed` says how the app's rules have a host's path and query in keys, where that is not as it is.
+    pub(crate) fn purge(
+        &self,
+        app: &str,
+        told: &record::Purges,
+        keyed: impl Fn(&str, &str) -> Option<String>,
+    ) {
         let mut purges = Purges::clone(&self.purges.load());
-        purges.apply(app, told);
+        purges.apply(app, told, keyed);
         self.purges.store(Arc::new(purges));
     }
 }

@@ -32,6 +32,14 @@ pub struct Config {
     pub cache_bytes_max: u64,
     /// The largest body that is stored, bytes.
     pub cache_object_bytes_max: u64,
+    /// Memory that the process may have, in bytes: near it the cache gives back what it holds. 0: what the cgroup or the machine allows.
+    pub memory_limit_bytes: u64,
+    /// `Cache-Status` also says what a response is found by. For operators who look for why something is not found.
+    pub cache_status_key: bool,
+    /// Where other edges may ask for what this one has (TCP, mutual TLS). Nothing: they don't, and it asks none.
+    pub peer_listen: Option<SocketAddr>,
+    /// The address that they are told to reach it at, if that is not `peer_listen`.
+    pub peer_advertise: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -47,6 +55,10 @@ impl Default for Config {
             connections_max: 50_000,
             cache_bytes_max: 256 << 20,
             cache_object_bytes_max: 32 << 20,
+            memory_limit_bytes: 0,
+            cache_status_key: false,
+            peer_listen: None,
+            peer_advertise: None,
         }
     }
 }

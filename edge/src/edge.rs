@@ -1,6 +1,7 @@
 //! Binding and running the role.
 
-use crate::cache::Cache;
+use crate::cache::metrics::CacheMetrics;
+use crate::cache::{Cache, pressure};
 use crate::certificates::{Certificates, Changed, Fetcher, Keeper, SealedError, Wanted};
 use crate::config::Config;
 use crate::records::{self, Follower};
@@ -19,6 +20,7 @@ use atoll_proxy::admission::Admissions;
 use atoll_proxy::listen::{ConnectionCap, bind_workers};
 use atoll_proxy::regions::{Board, TunnelFacts};
 use atoll_proxy::workers::{self, until_forced};
+use http::HeaderValue;
 use rustls::ServerConfig;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -84,10 +86,15 @@ pub enum BindError {
     Workers(#[source] io::Error),
 }
 
+/// Connections that other edges may have here at a time: one or two for each of their workers.
+const EDGE_CONNECTIONS_MAX: usize = 4_096;
+
 /// What all workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) site: SiteName,
+    /// The same, as answers carry it.
+    pub(crate) site_value: HeaderValue,
     pub(crate) https_port: u16,
     pub(crate) views: Views,
     pub(crate) certificates: Certificates,
@@ -98,11 +105,16 @@ pub(crate) struct Shared {
     pub(crate) metrics: ProxyMetrics,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) connections: ConnectionCap,
+    /// Those of other edges.
+    pub(crate) edge_connections: ConnectionCap,
     pub(crate) drain: Drain,
     pub(crate) apply_errors: ArcSwap<Vec<(String, String)>>,
     pub(crate) admissions: Admissions,
     /// Nothing where the operator wants none.
     pub(crate) cache: Option<Arc<Cache>>,
+    pub(crate) cache_metrics: CacheMetrics,
+    /// `Cache-Status` has the key.
+    pub(crate) tells_cache_keys: bool,
 }
 
 /// The role edge.
@@ -116,12 +128,24 @@ pub struct Bound {
     pub http: Vec<SocketAddr>,
     /// Where HTTPS is served.
     pub https: Vec<SocketAddr>,
+    /// Where other edges are served, if they are: what they are to be told.
+    pub peers: Option<SocketAddr>,
     shared: Arc<Shared>,
     sockets: Vec<Sockets>,
     tasks: Tasks,
     records: Subscription,
     fetcher: Fetcher,
     keeper: Keeper,
+    cache_memory: CacheMemory,
+}
+
+/// What the cache may take.
+#[derive(Debug, Clone, Copy)]
+struct CacheMemory {
+    /// At most.
+    bytes_max: u64,
+    /// Of the process; 0: to be found out.
+    limit: u64,
 }
 
 impl Edge {
@@ -140,6 +164,9 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
     let mut sockets: Vec<Sockets> = (0..count).map(|_| Sockets::default()).collect();
     let http = listen(&config.http, &mut sockets, |sockets| &mut sockets.http)?;
     let https = listen(&config.https, &mut sockets, |sockets| &mut sockets.https)?;
+    let peers = config.peer_listen.as_slice();
+    let peers = listen(peers, &mut sockets, |sockets| &mut sockets.edges)?.first().copied();
+    let peers = peers.map(|bound| config.peer_advertise.unwrap_or(bound));
     let https_port = match config.public_https_port {
         0 => https.first().map_or(443, SocketAddr::port),
         port => port,
@@ -149,6 +176,7 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
     let (certificates, journal) = Certificates::load(&parts.data_dir)?;
     let changed = Changed::default();
     let shared = Arc::new(Shared {
+        site_value: HeaderValue::try_from(parts.site.as_str()).unwrap_or(HeaderValue::from_static("-")),
         site: parts.site,
         https_port,
         views: Views::default(),
@@ -167,16 +195,31 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         metrics,
         access_log,
         connections: ConnectionCap::new(config.connections_max),
+        edge_connections: ConnectionCap::new(EDGE_CONNECTIONS_MAX),
         drain: parts.drain,
         apply_errors: ArcSwap::default(),
         admissions: Admissions::new(config.requests_max),
         cache: (config.cache_bytes_max > 0)
             .then(|| Cache::new(config.cache_bytes_max, config.cache_object_bytes_max)),
+        cache_metrics: CacheMetrics::register(&parts.metrics),
+        tells_cache_keys: config.cache_status_key,
     });
     let keeper = Keeper { certificates: certificates.clone(), changed: changed.clone(), journal };
+    let cache_memory = CacheMemory { bytes_max: config.cache_bytes_max, limit: config.memory_limit_bytes };
     let wanted = Wanted::default();
     let fetcher = Fetcher { wanted, loaded: certificates, changed, node_plane: parts.node_plane };
-    Ok(Bound { http, https, shared, sockets, tasks: parts.tasks, records, fetcher, keeper })
+    Ok(Bound {
+        http,
+        https,
+        peers,
+        shared,
+        sockets,
+        tasks: parts.tasks,
+        records,
+        fetcher,
+        keeper,
+        cache_memory,
+    })
 }
 
 impl Bound {
@@ -191,10 +234,12 @@ impl Bound {
     /// # Errors
     /// When the workers can't be started.
     pub async fn run(self) -> Result<(), BindError> {
-        let Self { shared, sockets, tasks, records, fetcher, keeper, http, https } = self;
+        let Self { shared, sockets, tasks, records, fetcher, keeper, http, https, peers, cache_memory } =
+            self;
         info!(
             ?http,
             ?https,
+            ?peers,
             workers = sockets.len(),
             certificates = shared.certificates.len(),
             "the edge serves"
@@ -206,6 +251,10 @@ impl Bound {
         tasks.spawn("edge records", until_forced(drain.clone(), records.run()));
         tasks.spawn("edge certificates", until_forced(drain.clone(), fetcher.run()));
         tasks.spawn("edge certificates on disk", until_forced(drain.clone(), keeper.run()));
+        if let Some(cache) = shared.cache.clone() {
+            let keep = keep_cache(Arc::clone(&shared), cache, cache_memory);
+            tasks.spawn("cache memory", until_forced(drain.clone(), keep));
+        }
         let run = move |worker: workers::Worker, own| worker::run(Arc::clone(&shared), worker.index, own);
         let workers = workers::spawn_each(sockets, "edge", run).map_err(BindError::Workers)?;
         if !workers.drained(&drain).await {
@@ -213,6 +262,16 @@ impl Bound {
         }
         Ok(())
     }
+}
+
+/// Gives the cache what memory allows, and says what it has. For ever.
+async fn keep_cache(shared: Arc<Shared>, cache: Arc<Cache>, memory: CacheMemory) {
+    let index = &cache.index;
+    let apply = |bytes| index.set_capacity(bytes);
+    tokio::join!(
+        pressure::follow(memory.bytes_max, memory.limit, apply, || index.bytes()),
+        shared.cache_metrics.follow(index),
+    );
 }
 
 fn listen(

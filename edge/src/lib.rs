@@ -8,6 +8,7 @@ mod certificates;
 mod config;
 mod edge;
 mod explain;
+mod peers;
 mod plain;
 mod record;
 mod records;

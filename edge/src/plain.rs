@@ -1,10 +1,11 @@
 //! Plain HTTP: a redirect to the domain's HTTPS, and nothing else.
 
 use crate::record::Record;
+use crate::request::Refusal;
 use crate::worker::Worker;
-use atoll_model::{Hop, Reason};
+use atoll_model::Reason;
 use atoll_proxy::exchange::Handler;
-use atoll_proxy::{Body, Exchange, answer};
+use atoll_proxy::{Body, Exchange};
 use atoll_routing::hosts::normalise_host;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
@@ -30,12 +31,7 @@ impl Handler for PlainConnection {
                 response.headers_mut().insert(header::LOCATION, location);
                 record.answer(response)
             }
-            None => {
-                let id = record.request_id().to_owned();
-                let headers = exchange.request.headers();
-                let page = answer::error_page(Hop::Edge, Reason::UnknownHost, headers, &id);
-                record.refused(Hop::Edge, Reason::UnknownHost).answer(page)
-            }
+            None => record.refuse(Refusal::edge(Reason::UnknownHost), exchange.request.headers()),
         }
     }
 }

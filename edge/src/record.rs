@@ -1,10 +1,15 @@
 //! What becomes of a request: fields for the client, a line for the access log.
 
+use crate::cache::counts::AppCounts;
+use crate::cache::key::Key;
 use crate::cache::status::{CacheStatus, Forwarded};
 use crate::edge::Shared;
+use crate::request::Refusal;
+use crate::views::Cluster;
 use atoll_model::{Hop, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::access_log::Line;
+use atoll_proxy::admission::Admission;
 use atoll_proxy::headers::{self, Hops};
 use atoll_proxy::{Body, ByteCount, Exchange, Side, Tries, answer};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -28,47 +33,64 @@ pub(crate) struct Record {
     started: Instant,
     head_only: bool,
     tries: Rc<Tries>,
-    cache: CacheStatus,
-    uploaded: ByteCount,
+    cache: Option<CacheStatus>,
+    /// What the response is found by, where the operator wants it told.
+    cache_key: Option<Key>,
+    /// What another edge's cache did.
+    cache_of_edge: Option<HeaderValue>,
+    counts: Option<Arc<AppCounts>>,
+    /// Counted for the access log alone.
+    uploaded: Option<ByteCount>,
     downloaded: Option<ByteCount>,
+    /// Its place among the requests of the edge, until all of its answer has gone.
+    admission: Option<Admission>,
 }
 
 impl Record {
     /// The internal fields that [`Self::note_answer`] reads.
-    pub(crate) const TOLD: [HeaderName; 4] =
-        [headers::REGION, headers::INSTANCE, headers::REVISION, headers::HOPS];
+    pub(crate) const TOLD: [HeaderName; 5] =
+        [headers::REGION, headers::INSTANCE, headers::REVISION, headers::HOPS, headers::CACHE];
 
     /// Begins with what the request says, and gives it its id.
-    pub(crate) fn begin(shared: &Arc<Shared>, exchange: &mut Exchange) -> Self {
-        let uploaded = exchange.request.body_mut().counted();
+    pub(crate) fn begin(shared: &Arc<Shared>, exchange: &mut Exchange) -> Box<Self> {
+        let uploaded = shared.access_log.as_ref().map(|_| exchange.request.body_mut().counted());
         let request_id = headers::keep_request_id(exchange.request.headers_mut(), rand::random());
         let request = &exchange.request;
-        let line = Line {
-            time_ms: unix_ms(),
-            request_id,
-            client_ip: exchange.connection.peer.ip().to_canonical().to_string(),
-            protocol: protocol(request.version()),
-            method: clipped(request.method().as_str()),
-            host: clipped(exchange.host()),
-            path: clipped(request.uri().path()),
-            edge: shared.site.to_string(),
-            user_agent: text(request.headers(), &header::USER_AGENT),
-            ..Line::default()
+        let known = Line { request_id, ..Line::default() };
+        let line = if shared.access_log.is_none() {
+            known
+        } else {
+            Line {
+                time_ms: unix_ms(),
+                client_ip: exchange.connection.peer.ip().to_canonical().to_string(),
+                protocol: protocol(request.version()),
+                method: clipped(request.method().as_str()),
+                host: clipped(exchange.host()),
+                path: clipped(request.uri().path()),
+                edge: shared.site.to_string(),
+                user_agent: text(request.headers(), &header::USER_AGENT),
+                ..known
+            }
         };
-        Self {
+        Box::new(Self {
             line,
             shared: Arc::clone(shared),
             started: exchange.started,
             head_only: request.method() == Method::HEAD,
             tries: Rc::default(),
-            cache: CacheStatus::forwarded(Forwarded::Bypass),
+            cache: None,
+            cache_key: None,
+            cache_of_edge: None,
+            counts: None,
             uploaded,
             downloaded: None,
-        }
+            admission: None,
+        })
     }
 
-    pub(crate) fn request_id(&self) -> &str {
-        &self.line.request_id
+    /// It is let in.
+    pub(crate) fn admit(&mut self, admission: Admission) {
+        self.admission = Some(admission);
     }
 
     /// The request's trace, once its fields were checked.
@@ -77,8 +99,9 @@ impl Record {
         self.line.trace_id = parent.and_then(|parent| parent.split('-').nth(1)).map(str::to_owned);
     }
 
-    pub(crate) fn note_cluster(&mut self, cluster: &str) {
-        self.line.cluster = Some(cluster.to_owned());
+    pub(crate) fn note_cluster(&mut self, cluster: &Cluster) {
+        self.line.cluster = Some(cluster.to.text.to_string());
+        self.counts = Some(Arc::clone(&cluster.counts));
     }
 
     /// To be spent on the request.
@@ -88,11 +111,19 @@ impl Record {
 
     /// What the cache did.
     pub(crate) fn note_cache(&mut self, status: CacheStatus) {
-        self.cache = status;
+        self.cache = Some(status);
+    }
+
+    /// What the response is found by.
+    pub(crate) fn note_key(&mut self, key: &Key) {
+        if self.shared.tells_cache_keys {
+            self.cache_key = Some(key.clone());
+        }
     }
 
     /// Reads who answered, and how long each hop took, from the internal fields of an answer.
     pub(crate) fn note_answer(&mut self, headers: &HeaderMap) {
+        self.cache_of_edge = headers.get(headers::CACHE).cloned();
         self.line.region = text(headers, &headers::REGION);
         self.line.instance = text(headers, &headers::INSTANCE);
         self.line.revision = text(headers, &headers::REVISION);
@@ -103,12 +134,14 @@ impl Record {
         self.line.app_us = hops.app_us;
     }
 
-    /// Atoll answers by itself.
-    pub(crate) fn refused(mut self, hop: Hop, reason: Reason) -> Self {
+    /// Atoll answers by itself, in a form that `accept` names.
+    pub(crate) fn refuse(mut self: Box<Self>, refusal: Refusal, accept: &HeaderMap) -> Response<Body> {
+        let Refusal { hop, reason } = refusal;
         self.shared.metrics.failed(hop, reason);
         self.line.reason = Some(reason.code());
         self.line.hop = Some(hop.as_str());
-        self
+        let page = answer::error_page(hop, reason, accept, &self.line.request_id);
+        self.answer(page)
     }
 
     /// The server has refused the request, and counted it, before it came to a handler.
@@ -118,45 +151,53 @@ impl Record {
         reason: Reason,
     ) -> Response<Body> {
         let mut record = Self::begin(shared, &mut exchange);
-        let page = answer::error_page(Hop::Edge, reason, exchange.request.headers(), record.request_id());
+        let page = answer::error_page(Hop::Edge, reason, exchange.request.headers(), &record.line.request_id);
         record.line.reason = Some(reason.code());
         record.line.hop = Some(Hop::Edge.as_str());
         record.answer(page)
     }
 
     /// Sets what every answer carries, and follows its body to the end.
-    pub(crate) fn answer(mut self, mut response: Response<Body>) -> Response<Body> {
+    pub(crate) fn answer(mut self: Box<Self>, mut response: Response<Body>) -> Response<Body> {
         self.line.status = response.status().as_u16();
         self.line.head_us = Some(micros(self.started));
         if self.head_only {
             response = without_content(response);
         }
         let fields = response.headers_mut();
-        for (name, value) in
-            [(REQUEST_ID, self.line.request_id.as_str()), (headers::EDGE, self.shared.site.as_str())]
-        {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                fields.insert(name, value);
-            }
+        if let Ok(id) = HeaderValue::try_from(self.line.request_id.as_str()) {
+            fields.insert(REQUEST_ID, unrepeated(id));
         }
+        fields.insert(headers::EDGE, self.shared.site_value.clone());
         if let Some(Ok(region)) = self.line.region.as_deref().map(HeaderValue::try_from) {
             fields.insert(headers::REGION, region);
         }
         // Behind what an origin's own cache says (RFC 9211, section 2).
         if self.line.cluster.is_some() {
-            fields.append(CACHE_STATUS, self.cache.to_value());
+            if let Some(of_edge) = self.cache_of_edge.take() {
+                fields.append(CACHE_STATUS, of_edge);
+            }
+            let status = self.cache.unwrap_or(CacheStatus::forwarded(Forwarded::Bypass));
+            fields.append(CACHE_STATUS, unrepeated(status.to_value(self.cache_key.as_ref())));
+            self.line.cache = status.word();
         }
-        self.line.cache = self.cache.word();
-        self.downloaded = Some(response.body_mut().counted());
-        response.map(|body| body.holding(self))
+        if let (Some(status), Some(counts)) = (&self.cache, &self.counts) {
+            counts.count(status);
+            self.shared.cache_metrics.count(status);
+        }
+        self.downloaded = self.shared.access_log.as_ref().map(|_| response.body_mut().counted());
+        response.map(|body| body.holding_box(self))
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.shared.access_log.is_none() {
+            return;
+        }
         self.line.duration_us = micros(self.started);
         self.line.tries = self.tries.used().into();
-        self.line.request_bytes = self.uploaded.bytes();
+        self.line.request_bytes = self.uploaded.as_ref().map_or(0, ByteCount::bytes);
         match &self.downloaded {
             // Dropped before there was an answer.
             None => self.note_gone(StatusCode::from_u16(Reason::ClientGone.status()).ok()),
@@ -187,6 +228,13 @@ impl Record {
         self.line.reason = Some(Reason::ClientGone.code());
         self.line.hop = Some(Hop::Edge.as_str());
     }
+}
+
+/// A value that will hardly come again: kept out of HTTP/2's table of fields (RFC 7541, section 6.2.3), where it would only push out those
+/// that do.
+fn unrepeated(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// An answer to HEAD: what GET would have had, but for the content.

@@ -1,5 +1,6 @@
 //! Reads records from gossip, and keeps views and certificates in step. Runs on the control runtime.
 
+use crate::cache::rules::policy;
 use crate::certificates::{Fetcher, Wanted};
 use crate::edge::Shared;
 use crate::views::ViewWriter;
@@ -7,6 +8,7 @@ use atoll_gossip::{Entry, Subscription};
 use atoll_model::Kind;
 use atoll_wire::record::{CertificateVersion, Purges};
 use futures_util::FutureExt;
+use std::borrow::Cow;
 use std::sync::Arc;
 use tracing::warn;
 
@@ -24,7 +26,8 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) fn new(records: Subscription, shared: Arc<Shared>, wanted: Wanted) -> Self {
-        let writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone());
+        let counts = shared.cache.as_ref().map(|cache| cache.counts.clone()).unwrap_or_default();
+        let writer = ViewWriter::new(shared.views.clone(), shared.tunnel_facts.node.clone(), counts);
         Self { records, writer, shared, wanted }
     }
 
@@ -47,8 +50,9 @@ impl Follower {
         for entry in entries.iter().filter(|entry| entry.kind == Kind::CERTIFICATE) {
             certificate(entry, &self.shared, &self.wanted);
         }
-        purges(entries, &self.shared);
         self.writer.apply(entries);
+        // With the rules that are known by now.
+        purges(entries, &self.shared);
         self.shared.apply_errors.store(Arc::new(self.writer.errors()));
     }
 }
@@ -58,9 +62,20 @@ fn purges(entries: &[Arc<Entry>], shared: &Shared) {
     let Some(cache) = &shared.cache else { return };
     for entry in entries.iter().filter(|entry| entry.kind == Kind::PURGES && !entry.deleted) {
         match entry.decode::<Purges>() {
-            Ok(told) => cache.purge(&entry.key, &told),
+            Ok(told) => cache.purge(&entry.key, &told, |host, target| keyed(shared, host, target)),
             Err(error) => warn!(app = %entry.key, %error, "purges can't be read"),
         }
+    }
+}
+
+/// A host's path and query as its app's rules have them in keys, where that is not as they are.
+fn keyed(shared: &Shared, host: &str, target: &str) -> Option<String> {
+    let snapshot = shared.views.load();
+    let path = target.split('?').next().unwrap_or(target);
+    let rule = snapshot.hosts.find_normal(host)?.cache_rule(host, path)?;
+    match policy::target(target, Some(rule)) {
+        Cow::Owned(keyed) => Some(keyed),
+        Cow::Borrowed(_) => None,
     }
 }
 

@@ -3,13 +3,15 @@
 //! [`ViewWriter`] has one owner, a task of the control runtime; everyone else reads. A record that can't be
 //! applied changes nothing: the last good one stays, and the error is kept for the node's facts.
 
+use crate::cache::counts::{AppCounts, Counts, Shareable};
+use crate::peers::{self, PeerEdge};
 use arc_swap::ArcSwap;
 use atoll_gossip::{Entry, Owner};
 use atoll_model::{ClusterName, Kind, NodeName, RegionName, Role};
 use atoll_proxy::Destination;
 use atoll_proxy::journal::Journal;
 use atoll_proxy::regions::{BadAddress, Gateway, Gateways, Summaries};
-use atoll_routing::hosts::{Route, VirtualHost, VirtualHostError};
+use atoll_routing::hosts::{HostRule, Route, VirtualHost, VirtualHostError};
 use atoll_routing::{HostTable, ShardedMap};
 use atoll_wire::record;
 use std::sync::Arc;
@@ -19,11 +21,17 @@ const RESPONSE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const RESPONSE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 /// A cluster, as far as the edge cares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cluster {
     /// Where it runs, sorted.
     pub(crate) regions: Vec<RegionName>,
     pub(crate) to: Arc<Destination>,
+    /// `org/app`.
+    pub(crate) app: Arc<str>,
+    /// What the cache did for the app.
+    pub(crate) counts: Arc<AppCounts>,
+    /// What was learned of the service's responses. Outlives changes of the record.
+    pub(crate) shareable: Arc<Shareable>,
 }
 
 /// Everything that a request is decided by. A clone costs a few reference counts.
@@ -32,6 +40,8 @@ pub(crate) struct Snapshot {
     pub(crate) hosts: HostTable,
     pub(crate) clusters: ShardedMap<Arc<Cluster>>,
     pub(crate) summaries: Summaries,
+    /// The other edges that can be asked, by name.
+    pub(crate) edges: Arc<[PeerEdge]>,
     /// The newest desired state that was seen: the store's epoch and revision.
     pub(crate) desired: (u64, u64),
     /// Something was heard from another node.
@@ -70,6 +80,8 @@ enum ApplyError {
     Name(String),
     #[error("the key is not `region/cluster`")]
     SummaryKey,
+    #[error(transparent)]
+    CacheRule(#[from] atoll_wire::CacheRuleError),
 }
 
 /// Applies records.
@@ -78,13 +90,14 @@ pub(crate) struct ViewWriter {
     views: Views,
     working: Snapshot,
     own_name: NodeName,
+    counts: Counts,
     journal: Journal,
 }
 
 impl ViewWriter {
-    pub(crate) fn new(views: Views, own_name: NodeName) -> Self {
+    pub(crate) fn new(views: Views, own_name: NodeName, counts: Counts) -> Self {
         let working = Snapshot::clone(&views.load());
-        Self { views, working, own_name, journal: Journal::default() }
+        Self { views, working, own_name, counts, journal: Journal::default() }
     }
 
     /// Applies a batch and publishes the result at once.
@@ -128,6 +141,7 @@ impl ViewWriter {
         let body: record::VirtualHost = entry.decode()?;
         let routes: Vec<Route> = body.routes.into_iter().map(route).collect::<Result<_, _>>()?;
         let host = VirtualHost::new(&*entry.key, entry.version, body.domains, routes)?;
+        let host = host.with_cache_rules(body.cache.into_iter().map(cache_rule).collect::<Result<_, _>>()?);
         self.working.hosts.insert(host);
         Ok(())
     }
@@ -146,18 +160,27 @@ impl ViewWriter {
             body.regions.iter().filter_map(|name| RegionName::new(name).ok()).collect();
         regions.sort_unstable();
         let name = entry.key.parse().map_err(|_| ApplyError::Name(entry.key.to_string()))?;
-        let cluster = Cluster { regions, to: Arc::new(Destination::new(name, response_timeout)) };
+        let to = Arc::new(Destination::new(name, response_timeout));
+        let app: Arc<str> = format!("{}/{}", to.name.org, to.name.app).into();
+        let known = self.working.clusters.get(&entry.key);
+        let shareable = known.map(|known| Arc::clone(&known.shareable)).unwrap_or_default();
+        let counts = self.counts.of(&app);
+        let cluster = Cluster { regions, to, app, counts, shareable };
         self.working.clusters.insert(&entry.key, Arc::new(cluster));
         Ok(())
     }
 
-    fn node(&self, entry: &Entry) -> Result<(), ApplyError> {
+    fn node(&mut self, entry: &Entry) -> Result<(), ApplyError> {
         let signer = &entry.signer;
-        let gateway = if entry.deleted || !signer.roles.has(Role::Gateway) {
-            None
-        } else {
-            Some(Gateway::of(&signer.node, &signer.region, &entry.decode()?)?)
-        };
+        let facts: Option<record::NodeFacts> = if entry.deleted { None } else { Some(entry.decode()?) };
+        let is_other = signer.node != self.own_name;
+        let edge = facts.as_ref().filter(|_| signer.roles.has(Role::Edge) && is_other);
+        let edge = edge.and_then(|facts| PeerEdge::of(&signer.node, &signer.site, &signer.region, facts));
+        if let Some(edges) = peers::with(&self.working.edges, &entry.key, edge) {
+            self.working.edges = edges;
+        }
+        let gateway = facts.filter(|_| signer.roles.has(Role::Gateway));
+        let gateway = gateway.map(|facts| Gateway::of(&signer.node, &signer.region, &facts)).transpose()?;
         self.views.gateways.set(&entry.key, gateway);
         Ok(())
     }
@@ -170,6 +193,11 @@ impl ViewWriter {
         self.working.summaries.say(cluster, region, said_by, body.as_ref());
         Ok(())
     }
+}
+
+fn cache_rule(rule: record::CacheRule) -> Result<HostRule, ApplyError> {
+    let domains = rule.domains.clone();
+    Ok(HostRule { domains, rule: Arc::new(rule.try_into()?) })
 }
 
 fn route(route: record::Route) -> Result<Route, ApplyError> {

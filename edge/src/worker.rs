@@ -1,24 +1,31 @@
 //! One data-path worker: its sockets, its tunnels, and what its requests share.
 
 use crate::edge::Shared;
+use crate::peers::PeerConnections;
 use crate::plain::PlainConnection;
+use crate::request::edges::EdgeConnection;
 use crate::tls;
+use atoll_identity::PeerPolicy;
+use atoll_model::{Hop, Role, Roles};
 use atoll_proxy::exchange::ConnectionInfo;
 use atoll_proxy::listen::serve_all;
 use atoll_proxy::regions::Regions;
-use atoll_proxy::server::{HttpVersion, ServerLimits, serve_connection};
+use atoll_proxy::server::{HttpVersion, MeshAcceptor, ServerLimits, serve_connection};
 use atoll_proxy::workers::spawn_task;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
+use tracing::debug;
 
 /// The listening sockets of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     pub(crate) http: Vec<TcpListener>,
     pub(crate) https: Vec<TcpListener>,
+    /// For other edges.
+    pub(crate) edges: Vec<TcpListener>,
 }
 
 /// What a worker's requests share.
@@ -26,6 +33,7 @@ pub(crate) struct Sockets {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) regions: Regions,
+    pub(crate) peers: PeerConnections,
     pub(crate) limits: ServerLimits,
 }
 
@@ -33,6 +41,7 @@ pub(crate) struct Worker {
 pub(crate) async fn run(shared: Arc<Shared>, index: usize, sockets: Sockets) {
     let worker = Rc::new(Worker {
         regions: Regions::new(shared.tunnel_facts.clone()),
+        peers: PeerConnections::new(shared.site.clone(), shared.tunnel_facts.clone()),
         limits: ServerLimits::public(),
         shared,
     });
@@ -46,7 +55,12 @@ pub(crate) async fn run(shared: Arc<Shared>, index: usize, sockets: Sockets) {
     let http = sockets.http.into_iter().map(|socket| (socket, false));
     let loops: Vec<_> =
         https.chain(http).map(|(socket, secure)| accept(&worker, socket, secure, &connections)).collect();
-    futures_util::future::join_all(loops).await;
+    let of_edges = sockets.edges.into_iter().map(|socket| accept_edges(&worker, socket, &connections));
+    futures_util::future::join(
+        futures_util::future::join_all(loops),
+        futures_util::future::join_all(of_edges),
+    )
+    .await;
     connections.close();
     connections.wait().await;
     follow.abort();
@@ -66,6 +80,35 @@ async fn accept(worker: &Rc<Worker>, socket: TcpListener, secure: bool, connecti
         }
     };
     serve_all(socket, ("client connection", cap), &shared.metrics, drain, connections, serve).await;
+}
+
+async fn accept_edges(worker: &Rc<Worker>, socket: TcpListener, connections: &TaskTracker) {
+    let shared = &worker.shared;
+    let policy = PeerPolicy::NodeWithAny(Roles::NONE.with(Role::Edge));
+    let acceptor = MeshAcceptor::new(&shared.tunnel_facts.identity, policy);
+    let (cap, drain) = (shared.edge_connections.clone(), shared.drain.clone());
+    let serve = |stream, peer| serve_edge(Rc::clone(worker), acceptor.clone(), stream, peer);
+    serve_all(socket, ("edge connection", cap), &shared.metrics, drain, connections, serve).await;
+}
+
+async fn serve_edge(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, peer: SocketAddr) {
+    let shared = &worker.shared;
+    let accepted = tokio::select! {
+        accepted = acceptor.accept(stream, peer) => accepted,
+        () = shared.drain.forced() => return,
+    };
+    let connection = match accepted {
+        Ok(connection) => connection,
+        Err(error) => {
+            shared.metrics.handshake_errors.inc();
+            return debug!(%peer, %error, "refused a connection of who is no edge");
+        }
+    };
+    let Some(identity) = connection.info().identity.clone() else { return };
+    let limits = ServerLimits { hop: Hop::Edge, ..ServerLimits::tunnel() };
+    let handler = Rc::new(EdgeConnection { worker: Rc::clone(&worker), peer: identity });
+    let end = connection.serve(&limits, handler, &shared.metrics, shared.drain.clone()).await;
+    debug!(%peer, ?end, "a connection of an edge ended");
 }
 
 async fn serve_plain(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr) {

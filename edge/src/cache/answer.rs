@@ -1,14 +1,20 @@
-//! A client's answer from what is stored, or on its way.
+//! An answer, for a client or another edge, from what is stored or on its way.
 
+use super::encoding::accepted::Accepted;
+use super::encoding::{self, Coding};
 use super::fill::{Piece, Reader};
-use super::object::{Head, Object};
+use super::object::{self, Head, Object};
 use super::rules::conditional::{self, Verdict};
+use super::rules::policy;
 use super::rules::range::{self, Wanted};
+use super::tags;
+use atoll_model::CacheRule;
+use atoll_proxy::headers::{CDN_CACHE_CONTROL, PURGED};
 use atoll_proxy::{Body, BodyError, Side};
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, DATE,
-    ETAG, EXPIRES, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
+    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE,
+    DATE, ETAG, EXPIRES, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
 };
 use http::{Method, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -21,49 +27,91 @@ use std::task::{Context, Poll, ready};
 const IN_NOT_MODIFIED: [HeaderName; 7] =
     [CACHE_CONTROL, CONTENT_LOCATION, DATE, ETAG, EXPIRES, VARY, LAST_MODIFIED];
 
+/// Who asks, and how they take it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    /// GET or HEAD.
+    pub(crate) method: &'a Method,
+    /// The request's fields.
+    pub(crate) headers: &'a HeaderMap,
+    /// The codings that may be answered with; none toward other edges, which make their own.
+    pub(crate) accepted: Accepted,
+    /// What the app says of the path.
+    pub(crate) rule: Option<&'a CacheRule>,
+    /// It is another edge, which is told what it needs to keep the answer as we do.
+    pub(crate) is_edge: bool,
+    /// ms since 1970.
+    pub(crate) now_ms: u64,
+}
+
 /// Answers from a stored response. Nothing where the request's condition is for the origin to judge.
-pub(crate) fn from_object(
-    object: &Arc<Object>,
-    method: &Method,
-    request: &HeaderMap,
-    now_ms: u64,
-) -> Option<Response<Body>> {
+pub(crate) fn from_object(object: &Arc<Object>, asking: Asking<'_>) -> Option<Response<Body>> {
     let head = &object.head;
-    if let Some(short) = judged(head, request, now_ms)? {
+    let has_range = head.status == StatusCode::OK && asking.headers.contains_key(RANGE);
+    // A part is one of the body as it came: lengths of others differ from edge to edge.
+    let encoded = if has_range { None } else { object.encoded_for(asking.accepted) };
+    if let Some(short) = judged(head, asking, encoded.is_some())? {
         return Some(short);
     }
     let mut response = with_fields(head);
-    response.headers_mut().insert(AGE, HeaderValue::from(head.freshness.age_s(now_ms)));
-    let whole = head.status == StatusCode::OK;
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(object.length));
-    if whole && !response.headers().contains_key(ACCEPT_RANGES) {
-        response.headers_mut().insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response.headers_mut().insert(AGE, HeaderValue::from(head.freshness.age_s(asking.now_ms)));
+    finish(response.headers_mut(), head, asking);
+    if let Some((coding, body)) = encoded {
+        mark_encoded(response.headers_mut(), coding, body.length);
+        return Some(response.map(|_| body_of(body)));
     }
-    let part = (whole && *method == Method::GET).then(|| request.get(RANGE)).flatten();
-    let part = part.filter(|_| conditional::range_holds(request, &head.headers));
-    let wanted = part.map_or(Wanted::Whole, |range| range::wanted(range.as_bytes(), object.length));
+    let length = object.body.length;
+    let part = (has_range && *asking.method == Method::GET).then(|| asking.headers.get(RANGE)).flatten();
+    let part = part.filter(|_| conditional::range_holds(asking.headers, &head.headers));
+    let wanted = part.map_or(Wanted::Whole, |range| range::wanted(range.as_bytes(), length));
     Some(match wanted {
-        Wanted::Whole => response.map(|_| whole_body(object)),
-        Wanted::Unsatisfiable => unsatisfiable(response, object.length),
-        Wanted::Parts(parts) => in_parts(response, object, &parts),
+        Wanted::Whole => response.map(|_| body_of(&object.body)),
+        Wanted::Unsatisfiable => unsatisfiable(response, length),
+        Wanted::Parts(parts) => in_parts(response, &object.body, &parts),
     })
 }
 
+/// What a stored response says to this one who asks.
+fn finish(fields: &mut HeaderMap, head: &Head, asking: Asking<'_>) {
+    if asking.is_edge {
+        tags::tell(fields, &tags::CACHE_TAG, &head.tags);
+        fields.insert(PURGED, HeaderValue::from(head.asked_at));
+        return;
+    }
+    fields.remove(CDN_CACHE_CONTROL);
+    if head.compressible {
+        encoding::add_vary(fields);
+    }
+    if let Some(rule) = asking.rule {
+        policy::tell_browser(fields, Some(rule));
+        if rule.show_tags {
+            let field = policy::tag_field(Some(rule)).unwrap_or(tags::CACHE_TAG);
+            tags::tell(fields, &field, &head.tags);
+        }
+    }
+}
+
+/// Another body than the one that came: its tag can't promise that each byte is the same (RFC 9110, section 8.8.1).
+fn mark_encoded(fields: &mut HeaderMap, coding: Coding, length: u64) {
+    fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
+    fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if let Some(tag) = fields.get(ETAG).map(encoding::weakened) {
+        fields.insert(ETAG, tag);
+    }
+}
+
 /// Answers from a response as it comes. A client's range is served where it is one, of a length that is known.
-pub(crate) fn from_fill(
-    head: &Head,
-    reader: Reader,
-    request: &HeaderMap,
-    now_ms: u64,
-) -> Option<Response<Body>> {
-    if let Some(short) = judged(head, request, now_ms)? {
+pub(crate) fn from_fill(head: &Head, reader: Reader, asking: Asking<'_>) -> Option<Response<Body>> {
+    let request = asking.headers;
+    if let Some(short) = judged(head, asking, false)? {
         return Some(short);
     }
     let mut response = with_fields(head);
-    let age_s = head.freshness.age_s(now_ms);
+    let age_s = head.freshness.age_s(asking.now_ms);
     if age_s > 0 {
         response.headers_mut().insert(AGE, HeaderValue::from(age_s));
     }
+    finish(response.headers_mut(), head, asking);
     let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let range = request.get(RANGE).filter(|_| head.status == StatusCode::OK);
     let range = range.filter(|_| conditional::range_holds(request, &head.headers));
@@ -81,11 +129,11 @@ pub(crate) fn from_fill(
 }
 
 /// 304, where the client has it; nothing inside where it gets the response; nothing at all where the origin is to judge.
-fn judged(head: &Head, request: &HeaderMap, now_ms: u64) -> Option<Option<Response<Body>>> {
+fn judged(head: &Head, asking: Asking<'_>, encoded: bool) -> Option<Option<Response<Body>>> {
     if head.status != StatusCode::OK {
         return Some(None);
     }
-    match conditional::judge(request, &head.headers, head.freshness.answered_ms) {
+    match conditional::judge(asking.headers, &head.headers, head.freshness.answered_ms) {
         Verdict::Send => Some(None),
         Verdict::Forward => None,
         Verdict::NotModified => {
@@ -96,7 +144,12 @@ fn judged(head: &Head, request: &HeaderMap, now_ms: u64) -> Option<Option<Respon
                     response.headers_mut().append(name, value.clone());
                 }
             }
-            response.headers_mut().insert(AGE, HeaderValue::from(head.freshness.age_s(now_ms)));
+            let fields = response.headers_mut();
+            fields.insert(AGE, HeaderValue::from(head.freshness.age_s(asking.now_ms)));
+            if let Some(tag) = fields.get(ETAG).filter(|_| encoded).map(encoding::weakened) {
+                fields.insert(ETAG, tag);
+            }
+            finish(fields, head, asking);
             Some(Some(response))
         }
     }
@@ -126,10 +179,10 @@ fn mark_part(response: &mut Response<Body>, (first, last): (u64, u64), length: u
     set(fields, CONTENT_RANGE, &format!("bytes {first}-{last}/{length}"));
 }
 
-fn in_parts(mut response: Response<Body>, object: &Object, parts: &[(u64, u64)]) -> Response<Body> {
+fn in_parts(mut response: Response<Body>, body: &object::Pieces, parts: &[(u64, u64)]) -> Response<Body> {
     if let [part] = parts {
-        mark_part(&mut response, *part, object.length);
-        let pieces = slices(&object.body, *part).collect();
+        mark_part(&mut response, *part, body.length);
+        let pieces = slices(&body.bytes, *part).collect();
         return response.map(|_| Body::boxed(Pieces(pieces)));
     }
     let boundary = format!("{:032x}", rand::random::<u128>());
@@ -143,10 +196,10 @@ fn in_parts(mut response: Response<Body>, object: &Object, parts: &[(u64, u64)])
             before.extend_from_slice(b"\r\n");
         }
         before.extend_from_slice(
-            format!("Content-Range: bytes {first}-{last}/{}\r\n\r\n", object.length).as_bytes(),
+            format!("Content-Range: bytes {first}-{last}/{}\r\n\r\n", body.length).as_bytes(),
         );
         pieces.push_back(Bytes::from(before));
-        pieces.extend(slices(&object.body, (*first, *last)));
+        pieces.extend(slices(&body.bytes, (*first, *last)));
     }
     pieces.push_back(Bytes::from(format!("\r\n--{boundary}--\r\n")));
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -174,17 +227,17 @@ fn slices(body: &[Bytes], (first, last): (u64, u64)) -> impl Iterator<Item = Byt
     })
 }
 
-fn whole_body(object: &Arc<Object>) -> Body {
-    match &*object.body {
+fn body_of(body: &object::Pieces) -> Body {
+    match &*body.bytes {
         [] => Body::empty(),
         [only] => Body::full(only.clone()),
-        _ => Body::boxed(Whole { object: Arc::clone(object), next: 0, left: object.length }),
+        _ => Body::boxed(Whole { bytes: Arc::clone(&body.bytes), next: 0, left: body.length }),
     }
 }
 
 /// A stored body, piece after piece.
 struct Whole {
-    object: Arc<Object>,
+    bytes: Arc<[Bytes]>,
     next: usize,
     left: u64,
 }
@@ -198,7 +251,7 @@ impl HttpBody for Whole {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let Some(piece) = this.object.body.get(this.next).cloned() else { return Poll::Ready(None) };
+        let Some(piece) = this.bytes.get(this.next).cloned() else { return Poll::Ready(None) };
         this.next += 1;
         this.left -= piece.len() as u64;
         Poll::Ready(Some(Ok(Frame::data(piece))))

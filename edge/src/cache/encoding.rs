@@ -35,12 +35,6 @@ impl Coding {
         }
     }
 
-    /// The same as a field's value.
-    #[must_use]
-    pub const fn value(self) -> HeaderValue {
-        HeaderValue::from_static(self.token())
-    }
-
     /// Its place among [`Coding::ALL`], for tables with one entry each.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -78,7 +72,6 @@ mod tests {
     fn each_is_at_its_index() {
         for (index, coding) in Coding::ALL.into_iter().enumerate() {
             assert_eq!(coding.index(), index);
-            assert_eq!(coding.value(), coding.token());
         }
     }
 

@@ -1,19 +1,21 @@
 //! Asking the origin on behalf of all who wait. It runs as a task of its own: whoever asked first may go away.
 
-use super::Cache;
+use super::encoding::accepted::Accepted;
+use super::encoding::worth::worth;
 use super::fill::{Fill, Progress, Reader};
 use super::index::Lead;
 use super::key::Key;
 use super::object::{Head, Object, Resource};
-use super::rules::conditional;
 use super::rules::directives::{RequestDirectives, ResponseDirectives};
 use super::rules::freshness::{Exchanged, Freshness};
 use super::rules::storing::{Asked, NotStored, may_store, strip_unstored};
-use super::rules::{update, vary};
+use super::rules::{conditional, policy, update, vary};
+use super::{Cache, tags};
+use atoll_model::{CacheRule, Hop, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::Body;
 use atoll_proxy::answer::InternalAnswer;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, RANGE};
+use http::header::{CONTENT_LENGTH, HeaderMap, RANGE};
 use http::{Method, Response, StatusCode, request};
 use http_body::Body as _;
 use std::future::poll_fn;
@@ -21,12 +23,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// Fields of a response by which it can be purged; clients don't see them.
-const TAG_FIELDS: [HeaderName; 2] =
-    [HeaderName::from_static("surrogate-key"), HeaderName::from_static("cache-tag")];
-/// Most tags of one response, and the longest one, bytes; what is over is left out.
-const TAGS_MAX: usize = 128;
-const TAG_BYTES_MAX: usize = 256;
+/// A length at which a body is worth compressing, where its kind is.
+const COMPRESSIBLE_BYTES: u64 = 64 * 1024;
 /// The rest of a response whose readers have all gone is fetched only if it is no longer than this, bytes.
 const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 
@@ -34,6 +32,18 @@ const UNREAD_BYTES_MAX: u64 = 256 * 1024;
 pub(crate) trait Origin: Clone + 'static {
     /// Sends a request without a body.
     fn fetch(&self, head: request::Parts) -> impl Future<Output = Result<Fetched, InternalAnswer>>;
+
+    /// The same, of what is to be kept for all: another edge may have it. `purged` is the app's last purge that is known here: what
+    /// that edge has must be no older.
+    fn fetch_shared(
+        &self,
+        head: request::Parts,
+        key: &Key,
+        purged: u64,
+    ) -> impl Future<Output = Result<Fetched, InternalAnswer>>;
+
+    /// Learns whether what was asked for could be kept for all.
+    fn learn(&self, shared: bool);
 }
 
 /// What the origin answered.
@@ -43,6 +53,8 @@ pub(crate) struct Fetched {
     pub(crate) response: Response<Body>,
     /// Who made it, in the internal fields.
     pub(crate) who: HeaderMap,
+    /// Another edge has answered, and this is the app's last purge that it knew when it asked the origin.
+    pub(crate) asked_at: Option<u64>,
 }
 
 /// What becomes of the one who asked first.
@@ -66,9 +78,22 @@ pub(crate) struct Wish {
     pub(crate) resource: Resource,
     /// The key of the resource, whatever variant is asked for.
     pub(crate) key: Key,
+    /// What the app says of the path.
+    pub(crate) rule: Option<Arc<CacheRule>>,
+    /// Codings that may be answered with.
+    pub(crate) accepted: Accepted,
+    /// Another edge asks.
+    pub(crate) is_edge: bool,
 }
 
 impl Wish {
+    /// The same once more.
+    pub(crate) fn again(&self) -> Self {
+        let Self { resource, key, rule, .. } = self;
+        let (resource, key, rule) = (resource.clone(), key.clone(), rule.clone());
+        Self { head: self.copy(), resource, key, rule, ..*self }
+    }
+
     /// The request once more. Extensions are left out: nothing of ours is in them.
     pub(crate) fn copy(&self) -> request::Parts {
         let (mut copy, ()) = http::Request::new(()).into_parts();
@@ -102,42 +127,54 @@ pub(crate) async fn fetch<O: Origin>(
     let asked_at = cache.purges.load().last_of(&wish.resource.app);
     let asked_ms = unix_ms();
     let answered = tokio::select! {
-        answered = origin.fetch(head) => answered,
+        answered = origin.fetch_shared(head, &wish.key, asked_at) => answered,
         () = nobody_waits(lead.fill(), first.as_mut()) => return,
     };
     let exchanged = Exchanged { asked_ms, answered_ms: unix_ms() };
     let stands_in =
         stale.as_ref().filter(|stale| stale.head.freshness.usable_on_error(exchanged.answered_ms));
-    let Fetched { response, who } = match (answered, stands_in) {
+    let Fetched { response, who, asked_at: told_at } = match (answered, stands_in) {
         (Ok(fetched), Some(stale)) if is_failure(fetched.response.status()) => {
-            return tell_stored(&lead, first, Arc::clone(stale), fetched.who);
+            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), fetched.who);
         }
         (Ok(fetched), _) => fetched,
-        (Err(_), Some(stale)) => return tell_stored(&lead, first, Arc::clone(stale), HeaderMap::new()),
+        (Err(_), Some(stale)) => {
+            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), HeaderMap::new());
+        }
         (Err(made), None) => return lead.fill().tell(Progress::Failed(made)),
     };
+    // Another edge's may be from before purges that don't name it, or from after some that we are yet to hear of.
+    let asked_at = told_at.unwrap_or(asked_at);
     if validates && response.status() == StatusCode::NOT_MODIFIED {
+        origin.learn(true);
         return validated(&cache, &lead, first, &wish, stale, &response, (who, exchanged, asked_at));
     }
     let directives = RequestDirectives::of(&wish.head.headers);
     let asked = Asked { method: &Method::GET, headers: &wish.head.headers, directives: &directives };
     let said = ResponseDirectives::of(response.headers());
+    let said = policy::ruled(said, response.status(), wish.rule.as_deref());
     let verdict = may_store(asked, response.status(), response.headers(), &said).and_then(|()| {
         let fits = length_of(&response).is_none_or(|length| length <= cache.index.object_max());
         if fits { Ok(()) } else { Err(NotStored::TooLarge) }
     });
+    origin.learn(verdict.is_ok());
     if let Err(why) = verdict {
         // What was stored is not what the origin says any more.
         if stale.is_some() && !is_failure(response.status()) {
             cache.index.remove(&wish.key);
         }
-        if let Some(key) = cache.index.key_of(&wish.key, &wish.head.headers) {
-            cache.index.pass(&key, &wish.resource, exchanged.answered_ms);
-        }
-        lead.fill().tell(Progress::NotShared);
+        lead.fill().tell(match is_failure(response.status()) {
+            true => Progress::Failed(FAILED),
+            false => {
+                if let Some(key) = cache.index.key_of(&wish.key, &wish.head.headers) {
+                    cache.index.pass(&key, &wish.resource, exchanged.answered_ms);
+                }
+                Progress::NotShared
+            }
+        });
         if let Some(first) = first {
             // Whoever asked may have gone.
-            let _gone = first.send(ForFirst::Alone(Fetched { response, who }, why));
+            let _gone = first.send(ForFirst::Alone(Fetched { response, who, asked_at: told_at }, why));
         }
         return;
     }
@@ -157,6 +194,9 @@ pub(crate) async fn fetch<O: Origin>(
     }
 }
 
+/// What those get who waited for an answer that says that the instance fails.
+const FAILED: InternalAnswer = InternalAnswer { hop: Hop::Edge, reason: Reason::FetchFailed, sent: true };
+
 /// Resolves when nobody would get the answer.
 async fn nobody_waits(fill: &Fill, first: Option<&mut oneshot::Sender<ForFirst>>) {
     match first {
@@ -167,8 +207,8 @@ async fn nobody_waits(fill: &Fill, first: Option<&mut oneshot::Sender<ForFirst>>
     fill.abandoned().await;
 }
 
-fn tell_stored(lead: &Lead, first: Option<oneshot::Sender<ForFirst>>, object: Arc<Object>, who: HeaderMap) {
-    lead.fill().tell(Progress::Stored(object));
+fn tell_stored(lead: &Lead, first: Option<oneshot::Sender<ForFirst>>, news: Progress, who: HeaderMap) {
+    lead.fill().tell(news);
     if let Some(first) = first {
         let _gone = first.send(ForFirst::Shared(who, None));
     }
@@ -194,11 +234,11 @@ fn validated(
         return;
     };
     let headers = update::updated(&stale.head.headers, response.headers());
-    let said = ResponseDirectives::of(&headers);
+    let said = policy::ruled(ResponseDirectives::of(&headers), stale.head.status, wish.rule.as_deref());
     let head = stored_head(wish, stale.head.status, headers, &said, exchanged, asked_at);
     let object = Arc::new(stale.with_head(Head { vary: Arc::clone(&stale.head.vary), ..head }));
     cache.index.insert(&wish.key, &wish.head.headers, Arc::clone(&object));
-    tell_stored(lead, first, object, who);
+    tell_stored(lead, first, Progress::Validated(object), who);
 }
 
 fn stored_head(
@@ -210,8 +250,13 @@ fn stored_head(
     asked_at: u64,
 ) -> Head {
     let freshness = Freshness::of(status, &headers, said, exchanged);
-    let tags = take_tags(&mut headers);
+    let rule = wish.rule.as_deref();
+    let tags = tags::take(&mut headers, policy::tag_field(rule).as_ref());
     strip_unstored(&mut headers, said);
+    policy::strip_forced(&mut headers, said);
+    // Its length is looked at when it is here.
+    let compressible = rule.is_none_or(|rule| rule.compress)
+        && worth(status, &headers, COMPRESSIBLE_BYTES, said.no_transform);
     Head {
         resource: wish.resource.clone(),
         status,
@@ -220,20 +265,8 @@ fn stored_head(
         freshness,
         tags,
         asked_at,
+        compressible,
     }
-}
-
-/// Takes the tags out of a response's fields.
-pub(crate) fn take_tags(headers: &mut HeaderMap) -> Box<[Box<str>]> {
-    let mut tags: Vec<Box<str>> = Vec::new();
-    for name in &TAG_FIELDS {
-        for line in headers.get_all(name).iter().filter_map(|line| line.to_str().ok()) {
-            let words = line.split([' ', ',', '\t']).filter(|word| (1..=TAG_BYTES_MAX).contains(&word.len()));
-            tags.extend(words.take(TAGS_MAX - tags.len()).map(Box::from));
-        }
-        headers.remove(name);
-    }
-    tags.into()
 }
 
 /// Receives the body for all who read it; gives what is to be stored. What is asked for behind an answer needs no readers.
@@ -258,7 +291,7 @@ async fn receive(fill: &Fill, head: &Head, mut body: Body, behind_an_answer: boo
     }
     let object = Object::new(head.clone(), fill.finish(trailers)?);
     // One whose length is not what it says is no whole one.
-    told_length(&head.headers).is_none_or(|told| told == object.length).then_some(object)
+    told_length(&head.headers).is_none_or(|told| told == object.body.length).then_some(object)
 }
 
 /// Whether the rest is more than what is fetched for nobody.

@@ -25,8 +25,10 @@ pub enum Progress {
     Asking,
     /// It came, and it is for all whose requests have this in the fields of its `Vary`.
     Here(Arc<Head>, Arc<[u8]>),
-    /// A stored response is the answer: it was validated, or stands in for an origin that fails.
-    Stored(Arc<Object>),
+    /// A stored response is the answer: the origin says that it holds.
+    Validated(Arc<Object>),
+    /// A stored response stands in for an origin that fails.
+    StandsIn(Arc<Object>),
     /// It is for the one who asked alone: the others are to ask for themselves, at once.
     NotShared,
     /// There is none, and what is to be answered instead.
@@ -76,6 +78,12 @@ impl Budget {
     /// From now on so many. What is in use stays so.
     pub fn set_max(&self, most: u64) {
         self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// Bytes that fills may take.
+    #[must_use]
+    pub fn max(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
     }
 
     /// Bytes in fills now.

@@ -116,6 +116,35 @@ impl Index {
         }
     }
 
+    /// The stored response of a resource that has no variants, fresh or not.
+    #[must_use]
+    pub fn find_plain(&self, resource: &Key) -> Option<Arc<Object>> {
+        match self.entries.get(resource) {
+            Some(Entry::Object(object)) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Puts what `with` makes of it in the place of a stored response, if it is still there, or its successor with the same body.
+    pub fn replace(
+        &self,
+        resource: &Key,
+        request: &HeaderMap,
+        old: &Object,
+        with: impl FnOnce(&Object) -> Arc<Object>,
+    ) {
+        let Some(key) = self.key_of(resource, request) else { return };
+        let bytes = key.bytes();
+        self.entries.insert_with(key, old.head.resource.organization(), |now| match now {
+            Some(Entry::Object(now)) if Arc::ptr_eq(&now.body.bytes, &old.body.bytes) => {
+                let new = with(now);
+                let weight = new.weight(bytes);
+                Some((Entry::Object(new), weight))
+            }
+            _ => None,
+        });
+    }
+
     /// The key that requests that could share an answer with this one have in common. Nothing where that is none.
     #[must_use]
     pub fn key_of(&self, resource: &Key, request: &HeaderMap) -> Option<Key> {
@@ -231,6 +260,12 @@ impl Index {
         self.entries.set_capacity(stored);
     }
 
+    /// Bytes that entries and fills may take now.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.entries.capacity() + self.budget.max()
+    }
+
     /// What each organization has stored.
     #[must_use]
     pub fn organizations(&self) -> Vec<Owned> {
@@ -337,6 +372,7 @@ mod tests {
             vary: vary.iter().map(|name| HeaderName::from_static(name)).collect(),
             tags: Box::default(),
             asked_at: 0,
+            compressible: false,
         };
         Arc::new(Object::new(head, compact([Bytes::copy_from_slice(body)], body.len())))
     }
@@ -347,7 +383,7 @@ mod tests {
 
     fn body(index: &Index, key: &Key, request: &HeaderMap) -> Option<Vec<u8>> {
         match index.find(key, request, 0) {
-            Found::Object(object) => Some(object.body.concat()),
+            Found::Object(object) => Some(object.body.bytes.concat()),
             _ => None,
         }
     }

@@ -24,6 +24,23 @@ impl Key {
         Self([&self.0, &b"\0\0"[..], variant].concat().into())
     }
 
+    /// Where it is on the ring on which edges share what they keep: the same on all of them.
+    #[must_use]
+    pub fn place(&self) -> u64 {
+        atoll_routing::tier::place(&self.0)
+    }
+
+    /// For people: its parts, with spaces between them; what is not visible ASCII is a question mark.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let shown = |byte: &u8| match byte {
+            0 => ' ',
+            0x20..=0x7e => char::from(*byte),
+            _ => '?',
+        };
+        self.0.iter().map(shown).collect()
+    }
+
     /// Its size in memory, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {

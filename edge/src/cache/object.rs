@@ -1,17 +1,22 @@
 //! A stored response.
 
+use super::encoding::Coding;
+use super::encoding::accepted::Accepted;
+use super::encoding::worth::worth;
 use super::purge;
 use super::rules::freshness::Freshness;
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderName};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// Bodies are kept in pieces of this size, but for the last.
 const PIECE_BYTES: usize = 64 * 1024;
 /// What an entry costs beside its bytes: the index, allocations, counters. Measured generously.
 const OVERHEAD_BYTES: usize = 768;
+/// Fields that are added to each answer that is made of it.
+const ADDED_FIELDS: usize = 8;
 /// What a header field costs beside its bytes.
 const FIELD_BYTES: usize = 64;
 
@@ -53,6 +58,8 @@ pub struct Head {
     pub tags: Box<[Box<str>]>,
     /// The app's last purge that was known when it was asked for.
     pub asked_at: u64,
+    /// Its kind of content is one that clients may get compressed.
+    pub compressible: bool,
 }
 
 impl Head {
@@ -77,15 +84,36 @@ impl Head {
     }
 }
 
-/// A complete stored response. Nothing in it changes but what purges it is known to have outlived.
+/// A body, in pieces.
+#[derive(Debug, Clone)]
+pub struct Pieces {
+    /// The bytes. Shared by whoever sends them.
+    pub bytes: Arc<[Bytes]>,
+    /// How many.
+    pub length: u64,
+}
+
+impl Pieces {
+    /// Those.
+    #[must_use]
+    pub fn of(bytes: Arc<[Bytes]>) -> Self {
+        let length = bytes.iter().map(|piece| piece.len() as u64).sum();
+        Self { bytes, length }
+    }
+}
+
+/// A complete stored response. Nothing in it changes but what purges it is known to have outlived; with a body more, compressed, it
+/// is a new one.
 #[derive(Debug)]
 pub struct Object {
-    /// All but the body.
+    /// All but the body; with the body's length.
     pub head: Head,
-    /// The body. Shared with what it becomes when it is validated.
-    pub body: Arc<[Bytes]>,
-    /// Its length, bytes.
-    pub length: u64,
+    /// The body as it came. Shared with what it becomes when it is validated.
+    pub body: Pieces,
+    /// The body compressed, by [`Coding::index`].
+    encoded: [Option<Pieces>; Coding::ALL.len()],
+    /// Codings that were tried, or are being: bits by [`Coding::index`].
+    tried: AtomicU8,
     /// It was looked at in this state of the purges, which keep it.
     outlived: AtomicU64,
 }
@@ -93,15 +121,70 @@ pub struct Object {
 impl Object {
     /// A response that has come whole.
     #[must_use]
-    pub fn new(head: Head, body: Arc<[Bytes]>) -> Self {
-        let length = body.iter().map(|piece| piece.len() as u64).sum();
-        Self { head, body, length, outlived: AtomicU64::new(0) }
+    pub fn new(mut head: Head, body: Arc<[Bytes]>) -> Self {
+        let body = Pieces::of(body);
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.length));
+        if head.status == StatusCode::OK && !head.headers.contains_key(ACCEPT_RANGES) {
+            head.headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
+        // What each answer adds to a copy of them has its place.
+        head.headers.reserve(ADDED_FIELDS);
+        let tried = if is_worth_compressing(&head, body.length) { 0 } else { u8::MAX };
+        Self {
+            head,
+            body,
+            encoded: Default::default(),
+            tried: AtomicU8::new(tried),
+            outlived: AtomicU64::new(0),
+        }
     }
 
-    /// The same body under another head: after a 304.
+    /// The same bodies under another head: after a 304.
     #[must_use]
     pub fn with_head(&self, head: Head) -> Self {
-        Self::new(head, Arc::clone(&self.body))
+        let tried = AtomicU8::new(self.tried.load(Ordering::Relaxed));
+        Self { tried, encoded: self.encoded.clone(), ..Self::new(head, Arc::clone(&self.body.bytes)) }
+    }
+
+    /// The same with one more coding.
+    #[must_use]
+    pub fn with_coding(&self, coding: Coding, body: Arc<[Bytes]>) -> Self {
+        let mut more = self.with_head(self.head.clone());
+        more.encoded[coding.index()] = Some(Pieces::of(body));
+        more.outlived = AtomicU64::new(self.outlived.load(Ordering::Relaxed));
+        more
+    }
+
+    /// The best body for who accepts those codings, and its coding; nothing: the body as it came.
+    #[must_use]
+    pub fn encoded_for(&self, accepted: Accepted) -> Option<(Coding, &Pieces)> {
+        let best = accepted.best()?;
+        let coded = |coding: Coding| Some((coding, self.encoded[coding.index()].as_ref()?));
+        coded(best)
+            .or_else(|| Coding::ALL.into_iter().filter(|coding| accepted.accepts(*coding)).find_map(coded))
+    }
+
+    /// The coding that who accepts those would like best, where it has not been tried. It counts as tried from then on.
+    #[must_use]
+    pub fn lacks(&self, accepted: Accepted) -> Option<Coding> {
+        let best = accepted.best()?;
+        let bit = 1 << best.index();
+        // Most often it was: then nothing is written.
+        let new = self.tried.load(Ordering::Relaxed) & bit == 0
+            && self.tried.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        new.then_some(best)
+    }
+
+    /// The coding may be tried again: there was no time for it.
+    pub fn put_off(&self, coding: Coding) {
+        self.tried.fetch_and(!(1 << coding.index()), Ordering::Relaxed);
+    }
+
+    /// Which codings there are, and their lengths.
+    pub fn codings(&self) -> impl Iterator<Item = (Coding, u64)> + '_ {
+        Coding::ALL
+            .into_iter()
+            .filter_map(|coding| Some((coding, self.encoded[coding.index()].as_ref()?.length)))
     }
 
     /// What purges make of it. Costs one comparison where there was none since the last look.
@@ -120,8 +203,14 @@ impl Object {
     /// What it takes of memory, bytes, with a key of this length.
     #[must_use]
     pub fn weight(&self, key_bytes: usize) -> u64 {
-        self.length + (self.head.bytes() + key_bytes + OVERHEAD_BYTES + self.body.len() * 32) as u64
+        let bodies = std::iter::once(&self.body).chain(self.encoded.iter().flatten());
+        let bodies: u64 = bodies.map(|body| body.length + body.bytes.len() as u64 * 32).sum();
+        bodies + (self.head.bytes() + key_bytes + OVERHEAD_BYTES) as u64
     }
+}
+
+fn is_worth_compressing(head: &Head, length: u64) -> bool {
+    head.compressible && worth(head.status, &head.headers, length, false)
 }
 
 /// Copies a body into pieces of its own: what came from a connection would hold on to that connection's buffers.

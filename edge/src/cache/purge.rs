@@ -80,8 +80,14 @@ impl Purges {
         self.apps.get(app).map_or(0, |marks| marks.last)
     }
 
-    /// Takes what is new in an app's record.
-    pub(crate) fn apply(&mut self, app: &str, record: &record::Purges) {
+    /// Takes what is new in an app's record. An address also means what `keyed` makes of its host and target: what is stored there, where
+    /// the app leaves parameters out of its keys.
+    pub(crate) fn apply(
+        &mut self,
+        app: &str,
+        record: &record::Purges,
+        keyed: impl Fn(&str, &str) -> Option<String>,
+    ) {
         let before = self.last_of(app);
         if before < record.floor {
             self.take(app, What::All, record.floor, false);
@@ -90,7 +96,17 @@ impl Purges {
             use record::purge::What as Told;
             let what = match &mark.what {
                 Some(Told::Tag(tag)) => What::Tag(tag.as_str().into()),
-                Some(Told::Url(url)) => What::Url(url.host.as_str().into(), url.target.as_str().into()),
+                Some(Told::Url(url)) => {
+                    if let Some(target) = keyed(&url.host, &url.target) {
+                        self.take(
+                            app,
+                            What::Url(url.host.as_str().into(), target.into()),
+                            mark.seq,
+                            mark.soft,
+                        );
+                    }
+                    What::Url(url.host.as_str().into(), url.target.as_str().into())
+                }
                 Some(Told::Prefix(prefix)) => What::Prefix(prefix.as_str().into()),
                 // Of a later version, and we can't tell what: too much rather than too little.
                 Some(Told::All(_)) | None => What::All,
@@ -207,6 +223,19 @@ mod tests {
     }
 
     #[test]
+    fn an_address_means_what_is_kept_of_it() {
+        let url = record::PurgedUrl { host: "shop.example".to_owned(), target: "/p/1?utm=1&x=2".to_owned() };
+        let mark = record::Purge { seq: 5, what: Some(record::purge::What::Url(url)), soft: false };
+        let mut purges = Purges::default();
+        purges.apply(APP, &record::Purges { floor: 0, marks: vec![mark] }, |host, target| {
+            (host == "shop.example").then(|| target.replace("utm=1&", ""))
+        });
+        assert_eq!(purges.fate(entry(4)), Fate::Gone);
+        assert_eq!(purges.fate(Entry { target: "/p/1?utm=1&x=2", ..entry(4) }), Fate::Gone);
+        assert_eq!(purges.fate(Entry { target: "/p/1", ..entry(4) }), Fate::Kept);
+    }
+
+    #[test]
     fn a_hard_one_outweighs_a_soft_one() {
         let purges = with(&[(7, What::All, true), (6, What::Tag("red".into()), false)]);
         assert_eq!(purges.fate(entry(4)), Fate::Gone);
@@ -219,18 +248,19 @@ mod tests {
         let mark =
             |seq| record::Purge { seq, what: Some(record::purge::What::Tag("none".to_owned())), soft: false };
         let told = record::Purges { floor: 5, marks: vec![mark(6), mark(7)] };
+        let none = |_: &str, _: &str| None;
         let mut late = Purges::default();
-        late.apply(APP, &told);
+        late.apply(APP, &told, none);
         assert_eq!(
             (late.fate(entry(4)), late.fate(entry(5)), late.last_of(APP)),
             (Fate::Gone, Fate::Kept, 7)
         );
         let mut in_time = Purges::default();
-        in_time.apply(APP, &record::Purges { floor: 0, marks: vec![mark(5)] });
-        in_time.apply(APP, &told);
+        in_time.apply(APP, &record::Purges { floor: 0, marks: vec![mark(5)] }, none);
+        in_time.apply(APP, &told, none);
         assert_eq!((in_time.fate(entry(4)), in_time.last_of(APP)), (Fate::Kept, 7));
         let generation = in_time.generation();
-        in_time.apply(APP, &told);
+        in_time.apply(APP, &told, none);
         assert_eq!(in_time.generation(), generation, "nothing new");
     }
 

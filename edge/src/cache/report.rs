@@ -3,41 +3,57 @@
 //!
 //! What is said is JSON that control passes on: members may be added, so that edges of different versions get along.
 
-use super::answer::from_object;
+use super::answer::{Asking, from_object};
+use super::encoding::accepted::Accepted;
 use super::index::Found;
 use super::key::Key;
 use super::object::Object;
 use super::purge::Fate;
 use super::rules::directives::RequestDirectives;
 use super::rules::freshness::Use;
+use super::rules::policy;
+use super::serve::{usable, why_validate};
 use super::status::{CacheStatus, Forwarded};
 use super::{Cache, is_for_cache};
+use crate::request::lets_cache;
 use crate::serving::Serving;
 use crate::views::Snapshot;
-use atoll_model::Reason;
+use atoll_model::{CacheRule, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::{Body, headers};
 use atoll_routing::hosts::normalise_host;
 use atoll_routing::path::normalise;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ETAG, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Uri};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 impl Serving {
-    /// What was counted of an organization's requests, or of one app's (`org/app`), and what is stored: `apps`, each with `app`,
-    /// `requests` (how many, by what became of them), `entries` and `bytes`; and of the whole edge `entries`, `bytes` and `bytes_max`,
-    /// which is 0 where nothing is cached.
+    /// What was counted of an organization's requests, or of one app's (`org/app`): `apps`, each with `app` and `requests` (how many, by
+    /// what became of them); what is stored of the `organization`: `entries` and `bytes`; and of the whole edge `entries`, `bytes` and
+    /// `bytes_max`, which is 0 where nothing is cached.
     #[must_use]
-    pub fn cache_stats(&self, _org: &str, _app: Option<&str>) -> Value {
+    pub fn cache_stats(&self, org: &str, app: Option<&str>) -> Value {
         let Some(cache) = &self.shared.cache else {
             return json!({ "apps": [], "entries": 0, "bytes": 0, "bytes_max": 0 });
         };
+        let counts = cache.counts.beginning(&format!("{org}/"));
+        let meant = counts.iter().filter(|(name, _)| app.is_none_or(|app| **name == *app));
+        let apps = meant.map(
+            |(name, counts)| json!({ "app": &**name, "requests": counts.read().collect::<HashMap<_, _>>() }),
+        );
+        let organizations = cache.index.organizations();
+        let own = organizations.iter().find(|owned| &*owned.owner == org);
         json!({
-            "apps": [],
+            "apps": apps.collect::<Vec<_>>(),
+            "organization": {
+                "entries": own.map_or(0, |own| own.entries),
+                "bytes": own.map_or(0, |own| own.bytes),
+            },
             "entries": cache.index.count(),
             "bytes": cache.index.bytes(),
-            "bytes_max": cache.bytes_max,
+            "bytes_max": cache.index.capacity(),
         })
     }
 
@@ -54,18 +70,33 @@ impl Serving {
         };
         match resource(&self.shared.views.load(), app, host, target) {
             Err(refused) => refused,
-            Ok((id, target)) => {
-                let key = Key::resource(&id, host, &target);
-                let mut answer = explain(cache, &key, &target, &as_forwarded(fields), unix_ms());
-                answer["key"] = json!({ "virtual_host": id, "host": host, "target": target });
+            Ok(asked) => {
+                let key = Key::resource(&asked.id, host, &asked.target);
+                let mut answer = explain(cache, &key, &asked, &as_forwarded(fields), unix_ms());
+                answer["key"] = json!({ "virtual_host": asked.id, "host": host, "target": asked.target });
+                if let Some(rule) = &asked.rule {
+                    answer["rule"] = json!(**rule);
+                }
                 answer
             }
         }
     }
 }
 
-/// The virtual host's id and the target in its normal form; otherwise what is said of it.
-fn resource(snapshot: &Snapshot, app: &str, host: &str, target: &str) -> Result<(String, String), Value> {
+/// What is asked about.
+struct Asked {
+    /// The virtual host's.
+    id: String,
+    /// The host, without port.
+    name: String,
+    /// Path with query as the key has them.
+    target: String,
+    /// What the app says of the path.
+    rule: Option<Arc<CacheRule>>,
+}
+
+/// What an address means; otherwise what is said of it.
+fn resource(snapshot: &Snapshot, app: &str, host: &str, target: &str) -> Result<Asked, Value> {
     let name = normalise_host(host).ok_or_else(|| refused(Reason::BadRequest, "that is no host name"))?;
     let found = snapshot.hosts.find_normal(&name);
     let found = found.ok_or_else(|| refused(Reason::UnknownHost, "no virtual host has this name"))?;
@@ -77,7 +108,10 @@ fn resource(snapshot: &Snapshot, app: &str, host: &str, target: &str) -> Result<
         return Err(said("unknown", &format!("here the address is not of {app}, or not yet")));
     }
     let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    Ok((found.id.clone(), format!("{}{query}", path.as_str())))
+    let rule = found.cache_rule(&name, path.as_str()).cloned();
+    let target = format!("{}{query}", path.as_str());
+    let target = policy::target(&target, rule.as_deref()).into_owned();
+    Ok(Asked { id: found.id.clone(), name: name.into_owned(), target, rule })
 }
 
 /// A request's fields as the cache sees them. What the edge adds by itself, such as the client's address, is not among them.
@@ -96,8 +130,19 @@ fn as_forwarded(fields: &[(String, String)]) -> HeaderMap {
 }
 
 /// What would be done with a GET of what the key names.
-fn explain(cache: &Cache, key: &Key, target: &str, fields: &HeaderMap, now_ms: u64) -> Value {
-    if !is_for_cache(&request(target, fields)) {
+fn explain(cache: &Cache, key: &Key, asked: &Asked, fields: &HeaderMap, now_ms: u64) -> Value {
+    let rule = asked.rule.as_deref();
+    let request = request(&asked.target, fields);
+    if !lets_cache(rule, &request, &asked.name) {
+        let off = rule.is_some_and(|rule| rule.off);
+        let why = if off {
+            "the app's rule for the path is `off`"
+        } else {
+            "the condition of the rule's `bypass` holds"
+        };
+        return with_status(said("bypass", why), CacheStatus::forwarded(Forwarded::Bypass));
+    }
+    if !is_for_cache(&request) {
         let why = "a field of the request overrides its method, so that it may not be a GET";
         return with_status(said("bypass", why), CacheStatus::forwarded(Forwarded::Method));
     }
@@ -114,7 +159,7 @@ fn explain(cache: &Cache, key: &Key, target: &str, fields: &HeaderMap, now_ms: u
             Forwarded::VaryMiss,
             "answers differ by fields of the request, and none is stored for these",
         ),
-        Found::Object(object) => stored(cache, object, fields, &asks, now_ms),
+        Found::Object(object) => stored(cache, object, (fields, rule), &asks, now_ms),
     };
     if asks.only_if_cached
         && !matches!(&answer["would"], Value::String(would) if would == "hit" || would == "pass")
@@ -144,36 +189,39 @@ fn absent(why: Forwarded, text: &str) -> Value {
 fn stored(
     cache: &Cache,
     object: &Arc<Object>,
-    fields: &HeaderMap,
+    (fields, rule): (&HeaderMap, Option<&CacheRule>),
     asks: &RequestDirectives,
     now_ms: u64,
 ) -> Value {
     let freshness = &object.head.freshness;
     let ttl_s = freshness.ttl_s(now_ms);
-    let used = match object.fate(&cache.purges.load()) {
-        Fate::Gone => return absent(Forwarded::UriMiss, "what is stored was purged"),
-        Fate::Stale => {
-            return validate(Forwarded::Stale, "a soft purge names it");
-        }
-        Fate::Kept => freshness.usable(now_ms, asks),
+    let used = usable(cache, object, asks, now_ms);
+    let validate = |text: &str| {
+        with_status(said("validate", text), CacheStatus::forwarded(why_validate(cache, object, now_ms)))
     };
     let why = match used {
-        Use::Fresh => format!("it is fresh for {ttl_s} s more"),
-        Use::WhileRevalidate => {
+        None => return absent(Forwarded::UriMiss, "what is stored was purged"),
+        Some(Use::Validate) if object.fate(&cache.purges.load()) == Fate::Stale => {
+            return validate("a soft purge names it");
+        }
+        Some(Use::Fresh) => format!("it is fresh for {ttl_s} s more"),
+        Some(Use::WhileRevalidate) => {
             format!(
                 "it is stale, and may be used while the instance is asked behind the answer ({} s in all)",
                 freshness.while_revalidate_s
             )
         }
-        Use::Validate if freshness.always_validate => {
-            return validate(Forwarded::Stale, "the answer said `no-cache`: it is validated each time");
+        Some(Use::Validate) if freshness.always_validate => {
+            return validate("the answer said `no-cache`: it is validated each time");
         }
-        Use::Validate if ttl_s > 0 => {
-            return validate(Forwarded::Request, "it is fresh, but the request wants it newer");
+        Some(Use::Validate) if ttl_s > 0 => {
+            return validate("it is fresh, but the request wants it newer");
         }
-        Use::Validate => return validate(Forwarded::Stale, &format!("it is stale since {} s", -ttl_s)),
+        Some(Use::Validate) => return validate(&format!("it is stale since {} s", -ttl_s)),
     };
-    match from_object(object, &Method::GET, fields, now_ms) {
+    let accepted = Accepted::of(fields);
+    let asking = Asking { method: &Method::GET, headers: fields, accepted, rule, is_edge: false, now_ms };
+    match from_object(object, asking) {
         Some(response) => {
             let mut answer = with_status(said("hit", &why), CacheStatus::hit(ttl_s));
             answer["status"] = response.status().as_u16().into();
@@ -185,10 +233,6 @@ fn stored(
             with_status(said("pass", "the request has a condition that is the instance's to judge"), status)
         }
     }
-}
-
-fn validate(why: Forwarded, text: &str) -> Value {
-    with_status(said("validate", text), CacheStatus::forwarded(why))
 }
 
 /// What is stored, without its fields and its body: they are the app's, and may be large.
@@ -207,7 +251,9 @@ fn described(cache: &Cache, object: &Object, key: &Key, now_ms: u64) -> Value {
         "vary": head.vary.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
         "tags": head.tags,
         "fields": head.headers.len(),
-        "body_bytes": object.length,
+        "etag": head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()),
+        "body_bytes": object.body.length,
+        "encoded_bytes": object.codings().map(|(coding, bytes)| (coding.token(), bytes)).collect::<HashMap<_, _>>(),
         "bytes": object.weight(key.bytes()),
         "purged": match object.fate(&cache.purges.load()) {
             Fate::Kept => "no",
@@ -224,7 +270,7 @@ fn refused(reason: Reason, why: &str) -> Value {
 }
 
 fn with_status(mut answer: Value, status: CacheStatus) -> Value {
-    answer["cache_status"] = String::from_utf8_lossy(status.to_value().as_bytes()).into();
+    answer["cache_status"] = String::from_utf8_lossy(status.to_value(None).as_bytes()).into();
     answer
 }
 

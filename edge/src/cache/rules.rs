@@ -6,7 +6,11 @@ pub mod date;
 pub mod directives;
 pub mod freshness;
 pub mod invalidation;
+pub mod policy;
 pub mod range;
 pub mod storing;
 pub mod update;
 pub mod vary;
+
+#[cfg(test)]
+mod model;

@@ -1,10 +1,12 @@
 //! The path of a request through the cache: look → use, or join those who ask → answer.
 
 use super::Cache;
-use super::answer::{from_fill, from_object};
+use super::answer::{Asking, from_fill, from_object};
+use super::compressing::compress_behind;
 use super::fetch::{Fetched, ForFirst, Origin, Wish, fetch};
 use super::fill::{Fill, Progress, Reader};
 use super::index::{Found, Place};
+use super::key::Key;
 use super::object::Object;
 use super::purge::Fate;
 use super::rules::directives::RequestDirectives;
@@ -41,8 +43,8 @@ pub(crate) async fn respond<O: Origin>(
     wish: Wish,
     metrics: &ProxyMetrics,
 ) -> Result<Answered, InternalAnswer> {
-    let serving =
-        Serving { cache, origin, wish: &wish, metrics, asks: RequestDirectives::of(&wish.head.headers) };
+    let asks = RequestDirectives::of(&wish.head.headers);
+    let serving = Serving { cache, origin, wish: &wish, metrics, asks };
     let mut failed = None;
     for _ in 0..ROUNDS_MAX {
         match serving.round().await {
@@ -52,7 +54,48 @@ pub(crate) async fn respond<O: Origin>(
             Round::Failed(made) => failed = Some(made),
         }
     }
-    Err(failed.unwrap_or(NOT_CACHED))
+    let failed = failed.unwrap_or(NOT_CACHED);
+    // Who asked for all may have been why it failed: some may ask for themselves, but not all at once.
+    if failed.reason == Reason::FetchFailed
+        && let Ok(_place) = cache.alone.try_acquire()
+    {
+        return serving.direct(Forwarded::UriMiss, Some(Reason::FetchFailed.code())).await;
+    }
+    Err(failed)
+}
+
+/// What may be done with what is stored; nothing where it was purged.
+pub(crate) fn usable(cache: &Cache, object: &Object, asks: &RequestDirectives, now_ms: u64) -> Option<Use> {
+    match object.fate(&cache.purges.load()) {
+        Fate::Gone => None,
+        Fate::Stale => Some(Use::Validate),
+        Fate::Kept => Some(object.head.freshness.usable(now_ms, asks)),
+    }
+}
+
+/// Why what is stored is not used as it is.
+pub(crate) fn why_validate(cache: &Cache, object: &Object, now_ms: u64) -> Forwarded {
+    let freshness = &object.head.freshness;
+    let purged = object.fate(&cache.purges.load()) != Fate::Kept;
+    let stale = purged || freshness.always_validate || freshness.ttl_s(now_ms) <= 0;
+    if stale { Forwarded::Stale } else { Forwarded::Request }
+}
+
+/// Answers from what is stored without a look at what only others of its kind need: one response for all, fresh, unless the request or a
+/// purge says otherwise. Nothing is lost where there is none: [`respond`] looks again.
+pub(crate) fn quick(cache: &Arc<Cache>, key: &Key, asking: Asking<'_>) -> Option<Answered> {
+    let object = cache.index.find_plain(key)?;
+    if object.fate(&cache.purges.load()) != Fate::Kept {
+        return None;
+    }
+    let usable = object.head.freshness.usable(asking.now_ms, &RequestDirectives::of(asking.headers));
+    if usable != Use::Fresh {
+        return None;
+    }
+    let response = from_object(&object, asking)?;
+    compress_behind(cache, key, &object, asking);
+    let status = CacheStatus::hit(object.head.freshness.ttl_s(asking.now_ms));
+    Some(Answered { response, who: HeaderMap::new(), status })
 }
 
 const NOT_CACHED: InternalAnswer = InternalAnswer { hop: Hop::Edge, reason: Reason::NotCached, sent: false };
@@ -83,13 +126,13 @@ impl<O: Origin> Serving<'_, O> {
             Found::Pass => return Round::Direct(Forwarded::UriMiss, Some("pass")),
             Found::Absent(missing) if missing == *key => (Forwarded::UriMiss, None),
             Found::Absent(_) => (Forwarded::VaryMiss, None),
-            Found::Object(object) => match self.usable(&object, now_ms) {
+            Found::Object(object) => match usable(self.cache, &object, &self.asks, now_ms) {
                 Some(Use::Fresh) => return self.hit(&object, now_ms),
                 Some(Use::WhileRevalidate) => {
                     self.refresh(&object);
                     return self.hit(&object, now_ms);
                 }
-                Some(Use::Validate) => (self.why_not_fresh(&object, now_ms), Some(object)),
+                Some(Use::Validate) => (why_validate(self.cache, &object, now_ms), Some(object)),
                 None => (Forwarded::UriMiss, None),
             },
         };
@@ -111,7 +154,7 @@ impl<O: Origin> Serving<'_, O> {
                     Arc::clone(self.cache),
                     self.origin.clone(),
                     lead,
-                    self.again(),
+                    self.wish.again(),
                     stale,
                     Some(first),
                 );
@@ -129,29 +172,25 @@ impl<O: Origin> Serving<'_, O> {
         }
     }
 
-    /// What may be done with what is stored; nothing where it was purged.
-    fn usable(&self, object: &Object, now_ms: u64) -> Option<Use> {
-        match object.fate(&self.cache.purges.load()) {
-            Fate::Gone => None,
-            Fate::Stale => Some(Use::Validate),
-            Fate::Kept => Some(object.head.freshness.usable(now_ms, &self.asks)),
-        }
-    }
-
-    fn why_not_fresh(&self, object: &Object, now_ms: u64) -> Forwarded {
-        let fresh = object.head.freshness.ttl_s(now_ms) > 0 && !object.head.freshness.always_validate;
-        if fresh { Forwarded::Request } else { Forwarded::Stale }
-    }
-
     fn hit(&self, object: &Arc<Object>, now_ms: u64) -> Round {
-        let Wish { head, .. } = self.wish;
-        match from_object(object, &head.method, &head.headers, now_ms) {
-            Some(response) => Round::Answered(Answered {
-                response,
-                who: HeaderMap::new(),
-                status: CacheStatus::hit(object.head.freshness.ttl_s(now_ms)),
-            }),
-            None => Round::Direct(Forwarded::Request, Some("condition")),
+        let asking = self.asking(now_ms);
+        let Some(response) = from_object(object, asking) else {
+            return Round::Direct(Forwarded::Request, Some("condition"));
+        };
+        compress_behind(self.cache, &self.wish.key, object, asking);
+        let status = CacheStatus::hit(object.head.freshness.ttl_s(now_ms));
+        Round::Answered(Answered { response, who: HeaderMap::new(), status })
+    }
+
+    fn asking(&self, now_ms: u64) -> Asking<'_> {
+        let Wish { head, rule, accepted, is_edge, .. } = self.wish;
+        Asking {
+            method: &head.method,
+            headers: &head.headers,
+            accepted: *accepted,
+            rule: rule.as_deref(),
+            is_edge: *is_edge,
+            now_ms,
         }
     }
 
@@ -161,7 +200,8 @@ impl<O: Origin> Serving<'_, O> {
         let Some(shared) = self.cache.index.key_of(key, &head.headers) else { return };
         if let Place::Lead(lead) = self.cache.index.join(&shared) {
             let stale = Some(Arc::clone(object));
-            let task = fetch(Arc::clone(self.cache), self.origin.clone(), lead, self.again(), stale, None);
+            let task =
+                fetch(Arc::clone(self.cache), self.origin.clone(), lead, self.wish.again(), stale, None);
             spawn_task("cache refresh", self.metrics, task);
         }
     }
@@ -170,7 +210,9 @@ impl<O: Origin> Serving<'_, O> {
         match fill.head().await {
             Progress::Asking | Progress::NotShared => Round::Direct(why, Some("not-shared")),
             Progress::Failed(made) => Round::Failed(made),
-            Progress::Here(..) | Progress::Stored(_) => self.shared(fill, why, None, None).await,
+            Progress::Here(..) | Progress::Validated(_) | Progress::StandsIn(_) => {
+                self.shared(fill, why, None, None).await
+            }
         }
     }
 
@@ -188,13 +230,17 @@ impl<O: Origin> Serving<'_, O> {
         let status = CacheStatus { collapsed, ..CacheStatus::forwarded(why) };
         match fill.head().await {
             Progress::Here(stored, variant) => {
+                // It was asked for before a purge that names it, which this request came after.
+                if collapsed && self.cache.purges.load().fate(stored.for_purges()) != Fate::Kept {
+                    return Round::Direct(why, Some("purged"));
+                }
                 if vary::variant(&stored.vary, &head.headers).as_deref() != Some(&*variant) {
                     return Round::Direct(Forwarded::VaryMiss, None);
                 }
                 let Some(reader) = reader.or_else(|| fill.reader()) else {
                     return Round::Direct(why, Some("late"));
                 };
-                let Some(response) = from_fill(&stored, reader, &head.headers, now_ms) else {
+                let Some(response) = from_fill(&stored, reader, self.asking(now_ms)) else {
                     return Round::Direct(why, Some("condition"));
                 };
                 let status = CacheStatus {
@@ -205,24 +251,32 @@ impl<O: Origin> Serving<'_, O> {
                 };
                 Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
             }
-            Progress::Stored(object) => {
-                let Some(response) = from_object(&object, &head.method, &head.headers, now_ms) else {
-                    return Round::Direct(why, Some("condition"));
-                };
-                let ttl_s = object.head.freshness.ttl_s(now_ms);
-                let validated = ttl_s > 0 || object.head.freshness.always_validate;
-                let status = CacheStatus {
-                    forwarded_status: validated.then_some(304),
-                    ttl_s: Some(ttl_s),
-                    stored: validated,
-                    detail: (!validated).then_some("stale-if-error"),
-                    ..status
-                };
-                Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
+            Progress::Validated(object) => {
+                let status = CacheStatus { forwarded_status: Some(304), stored: true, ..status };
+                self.stored(&object, why, who, status)
+            }
+            Progress::StandsIn(object) => {
+                let status = CacheStatus { detail: Some("stale-if-error"), ..status };
+                self.stored(&object, why, who, status)
             }
             Progress::Failed(made) => Round::Failed(made),
             Progress::Asking | Progress::NotShared => Round::Direct(why, Some("not-shared")),
         }
+    }
+
+    fn stored(
+        &self,
+        object: &Arc<Object>,
+        why: Forwarded,
+        who: Option<HeaderMap>,
+        status: CacheStatus,
+    ) -> Round {
+        let now_ms = unix_ms();
+        let Some(response) = from_object(object, self.asking(now_ms)) else {
+            return Round::Direct(why, Some("condition"));
+        };
+        let status = CacheStatus { ttl_s: Some(object.head.freshness.ttl_s(now_ms)), ..status };
+        Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
     }
 
     fn alone(&self, fetched: Fetched, reason: NotStored, why: Forwarded) -> Round {
@@ -246,11 +300,6 @@ impl<O: Origin> Serving<'_, O> {
             ..CacheStatus::forwarded(why)
         };
         Ok(Answered { response: fetched.response, who: fetched.who, status })
-    }
-
-    fn again(&self) -> Wish {
-        let Wish { resource, key, .. } = self.wish;
-        Wish { head: self.wish.copy(), resource: resource.clone(), key: key.clone() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `Cache-Status` (RFC 9211): what the cache did for a request.
 
+use super::key::Key;
 use http::header::HeaderValue;
 use std::fmt::Write as _;
 
@@ -72,8 +73,15 @@ impl CacheStatus {
 
     /// The field's value.
     #[must_use]
-    pub fn to_value(self) -> HeaderValue {
-        let mut text = String::from("Atoll");
+    pub fn to_value(self, key: Option<&Key>) -> HeaderValue {
+        self.to_value_of("Atoll", key)
+    }
+
+    /// The same by a cache of that name, with what the response is found by.
+    #[must_use]
+    pub fn to_value_of(self, name: &str, key: Option<&Key>) -> HeaderValue {
+        let mut text = String::with_capacity(96);
+        text.push_str(name);
         match self.forwarded {
             None => text.push_str("; hit"),
             Some(why) => {
@@ -97,14 +105,17 @@ impl CacheStatus {
         if let Some(detail) = self.detail {
             let _ = write!(text, "; detail={detail}");
         }
+        if let Some(key) = key {
+            let _ = write!(text, "; key=\"{}\"", key.to_text().replace('\\', "\\\\").replace('"', "\\\""));
+        }
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Atoll"))
     }
 
     /// One word for the access log and metrics.
     #[must_use]
-    pub const fn word(&self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self.forwarded {
-            None if self.collapsed => "collapsed",
+            None if self.ttl_s.is_some_and(|ttl| ttl <= 0) => "stale",
             None => "hit",
             Some(Forwarded::Bypass | Forwarded::Method) => "bypass",
             Some(Forwarded::Stale) if matches!(self.forwarded_status, Some(304)) => "revalidated",
@@ -129,8 +140,12 @@ mod tests {
             detail: Some("x"),
             ..CacheStatus::forwarded(Forwarded::UriMiss)
         };
-        assert_eq!(miss.to_value(), "Atoll; fwd=uri-miss; fwd-status=200; stored; collapsed; detail=x");
-        assert_eq!(CacheStatus::hit(-3).to_value(), "Atoll; hit; ttl=-3");
-        assert_eq!((miss.word(), CacheStatus::hit(1).word()), ("collapsed", "hit"));
+        assert_eq!(miss.to_value(None), "Atoll; fwd=uri-miss; fwd-status=200; stored; collapsed; detail=x");
+        assert_eq!(CacheStatus::hit(-3).to_value(None), "Atoll; hit; ttl=-3");
+        let key = Key::resource("h", "a.example", "/\"\\");
+        let keyed = CacheStatus::hit(1).to_value(Some(&key));
+        assert_eq!(keyed, "Atoll; hit; ttl=1; key=\"h a.example /\\\"\\\\\"");
+        let words = [miss, CacheStatus::hit(1), CacheStatus::hit(0)].map(|status| status.word());
+        assert_eq!(words, ["collapsed", "hit", "stale"]);
     }
 }

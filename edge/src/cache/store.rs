@@ -99,9 +99,25 @@ impl<K: Hash + Eq, V: Clone> Store<K, V> {
     /// Stores a value that takes so many bytes, in place of the one before. False: it is refused, because it is too large, or would have
     /// to take the place of what is asked for more often; the one before is gone all the same.
     pub fn insert(&self, key: K, value: V, weight: u64, owner: &str) -> bool {
+        self.insert_with(key, owner, |_| Some((value, weight)))
+    }
+
+    /// Stores what `with` makes of the value before, if there is one, and of nothing else's: no other insert comes between. `with` is
+    /// called with others waiting, and gives nothing to leave all as it is; with the value it says how many bytes that takes.
+    pub fn insert_with(
+        &self,
+        key: K,
+        owner: &str,
+        with: impl FnOnce(Option<&V>) -> Option<(V, u64)>,
+    ) -> bool {
         let hash = self.random.hash_one(&key);
-        let weight = weight.max(1);
         let mut policy = self.policy();
+        let made = {
+            let shard = self.shards.read(hash);
+            with(shard.get(hash).filter(|slot| slot.key == key).map(|slot| &slot.value))
+        };
+        let Some((value, weight)) = made else { return false };
+        let weight = weight.max(1);
         let before = self.shards.read(hash).get(hash).map(|slot| {
             let visits = if slot.key == key { slot.visits.load(Ordering::Relaxed) } else { 0 };
             (slot.id, slot.key == key, visits)

@@ -44,7 +44,7 @@ fn host(domain: &str, cluster: &str) -> Vec<u8> {
 
 fn writer() -> (Views, ViewWriter) {
     let views = Views::default();
-    let writer = ViewWriter::new(views.clone(), "fra1-edge".parse().unwrap());
+    let writer = ViewWriter::new(views.clone(), "fra1-edge".parse().unwrap(), Counts::default());
     (views, writer)
 }
 

@@ -29,6 +29,9 @@ pub enum Canonical {
 }
 
 impl Accepted {
+    /// None of them.
+    pub const NONE: Self = Self { codings: 0, best: None, identity_refused: false };
+
     /// What a request accepts. Without the field that is nothing, though the RFC would allow everything: who says nothing mostly
     /// cannot decode either. Parts that do not follow the grammar are passed over.
     #[must_use]
@@ -54,8 +57,8 @@ impl Accepted {
     }
 
     /// Whether an answer must be encoded.
-    #[must_use]
-    pub const fn identity_refused(self) -> bool {
+    #[cfg(test)]
+    const fn identity_refused(self) -> bool {
         self.identity_refused
     }
 

@@ -25,21 +25,25 @@ fn key() -> Key {
     Key::resource("id", "shop.example", "/p")
 }
 
+fn of_shop() -> Resource {
+    let name = || Arc::<str>::from("shop.example");
+    Resource { app: "o/shop".into(), host: name(), authority: name(), target: "/p".into() }
+}
+
 /// A cache with one response.
 fn with(freshness: Freshness, vary: &[&'static str], stored_for: &HeaderMap) -> Arc<Cache> {
     let cache = Cache::new(1 << 20, 1 << 16);
-    let name = || Arc::<str>::from("shop.example");
-    let resource = Resource { app: "o/shop".into(), host: name(), authority: name(), target: "/p".into() };
     let mut headers = HeaderMap::new();
     headers.insert("etag", HeaderValue::from_static("\"one\""));
     let head = Head {
-        resource,
+        resource: of_shop(),
         status: StatusCode::OK,
         headers,
         freshness,
         vary: vary.iter().map(|name| HeaderName::from_static(name)).collect(),
         tags: ["red".into()].into(),
         asked_at: 0,
+        compressible: false,
     };
     let object = Object::new(head, compact([Bytes::from_static(b"body")], 4));
     cache.index.insert(&key(), stored_for, Arc::new(object));
@@ -52,8 +56,13 @@ fn fields(lines: &[(&str, &str)]) -> HeaderMap {
     )
 }
 
+fn asked(rule: Option<CacheRule>) -> Asked {
+    let (id, name, target) = ("id".to_owned(), "shop.example".to_owned(), "/p".to_owned());
+    Asked { id, name, target, rule: rule.map(Arc::new) }
+}
+
 fn would(cache: &Cache, lines: &[(&str, &str)], after_s: u64) -> (String, Value) {
-    let answer = explain(cache, &key(), "/p", &fields(lines), NOW_MS + after_s * 1000);
+    let answer = explain(cache, &key(), &asked(None), &fields(lines), NOW_MS + after_s * 1000);
     (answer["would"].as_str().unwrap().to_owned(), answer)
 }
 
@@ -76,7 +85,7 @@ fn it_says_what_would_be_done() {
     cache.index.remove(&key());
     let (miss, answer) = would(&cache, &[], 1);
     assert_eq!((miss.as_str(), &answer["stored"]), ("miss", &Value::Null));
-    cache.index.pass(&key(), NOW_MS);
+    cache.index.pass(&key(), &of_shop(), NOW_MS);
     assert_eq!(would(&cache, &[], 1).0, "pass");
 }
 
@@ -88,7 +97,11 @@ fn variants_and_purges_are_heeded() {
     assert_eq!((miss.as_str(), &answer["cache_status"]), ("miss", &json!("Atoll; fwd=vary-miss")));
     let purge = |seq, soft| {
         let what = Some(record::purge::What::Tag("red".to_owned()));
-        cache.purge("o/shop", &record::Purges { floor: 0, marks: vec![record::Purge { seq, what, soft }] });
+        cache.purge(
+            "o/shop",
+            &record::Purges { floor: 0, marks: vec![record::Purge { seq, what, soft }] },
+            |_, _| None,
+        );
     };
     purge(1, true);
     let (validate, answer) = would(&cache, &[("Accept-Language", "de")], 1);
@@ -105,8 +118,27 @@ fn nothing_is_said_of_what_is_another_apps() {
     snapshot.hosts.insert(VirtualHost::new("id", 1, ["shop.example"], [route]).unwrap());
     let of = |app, host, target| resource(&snapshot, app, host, target);
     let found = of("o/shop", "Shop.Example:8443", "/a/../p?x=%2f").unwrap();
-    assert_eq!(found, ("id".to_owned(), "/p?x=%2f".to_owned()));
-    assert_eq!(of("o/other", "shop.example", "/p").unwrap_err()["would"], "unknown");
-    assert_eq!(of("o/shop", "else.example", "/p").unwrap_err()["reason"], "unknown-host");
-    assert_eq!(of("o/shop", "shop.example", "/..%2fp").unwrap_err()["reason"], "ambiguous-path");
+    assert_eq!((found.id.as_str(), found.target.as_str()), ("id", "/p?x=%2f"));
+    assert_eq!(of("o/other", "shop.example", "/p").err().unwrap()["would"], "unknown");
+    assert_eq!(of("o/shop", "else.example", "/p").err().unwrap()["reason"], "unknown-host");
+    assert_eq!(of("o/shop", "shop.example", "/..%2fp").err().unwrap()["reason"], "ambiguous-path");
+}
+
+#[test]
+fn what_a_rule_keeps_out_is_said() {
+    let cache = with(freshness(), &[], &HeaderMap::new());
+    let of = |edit: &dyn Fn(&mut CacheRule), lines: &[(&str, &str)]| {
+        let mut rule = CacheRule::new("/**".parse().unwrap());
+        edit(&mut rule);
+        explain(&cache, &key(), &asked(Some(rule)), &fields(lines), NOW_MS + 1)["would"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(of(&|rule| rule.off = true, &[]), "bypass");
+    let session = |rule: &mut CacheRule| {
+        rule.bypass = Some("request.cookies['session'] != ''".parse().unwrap());
+    };
+    assert_eq!(of(&session, &[("cookie", "session=x")]), "bypass");
+    assert_eq!(of(&session, &[("cookie", "other=x")]), "hit");
 }

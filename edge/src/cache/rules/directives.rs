@@ -56,6 +56,10 @@ pub struct ResponseDirectives {
     pub stale_if_error: Option<u64>,
     /// They come from a targeted field: `Expires` has no say.
     pub targeted: bool,
+    /// What a rule of the app puts in the place of all that is said of the lifetime, s ([`super::policy`]).
+    pub ruled_lifetime: Option<u64>,
+    /// The rule goes over what the response says against being stored.
+    pub forced: bool,
 }
 
 /// A request's directives, as far as a shared cache on the origin's side heeds them. `max-stale` is not among them: what is served

@@ -120,7 +120,7 @@ fn lifetime(
     directives: &ResponseDirectives,
     exchanged: Exchanged,
 ) -> (u64, bool) {
-    if let Some(explicit) = directives.s_maxage.or(directives.max_age) {
+    if let Some(explicit) = directives.ruled_lifetime.or(directives.s_maxage).or(directives.max_age) {
         return (explicit, false);
     }
     let made_s = made(headers).unwrap_or(exchanged.answered_ms / 1000);

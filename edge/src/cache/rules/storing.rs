@@ -95,6 +95,7 @@ pub fn may_store(
     let understood = is_understood(status);
     if status.is_informational()
         || matches!(status.as_u16(), 206 | 304)
+        || is_about_the_request(status)
         || (directives.must_understand && !understood)
     {
         return Err(NotStored::Status);
@@ -114,17 +115,28 @@ pub fn may_store(
         return Err(NotStored::Authorization);
     }
     let cookie_kept = headers.contains_key(SET_COOKIE)
+        && !directives.forced
         && !directives.private.fields().contains(&SET_COOKIE)
         && !directives.no_cache.fields().contains(&SET_COOKIE);
-    if cookie_kept && !is_explicit(headers, directives) {
+    // A rule's word is for the path, not for this answer, which may be one client's.
+    if cookie_kept && (directives.ruled_lifetime.is_some() || !is_explicit(headers, directives)) {
         return Err(NotStored::SetCookie);
     }
     if vary::names(headers).is_none() {
         return Err(NotStored::VaryAll);
     }
+    if directives.ruled_lifetime.is_some() {
+        return Ok(());
+    }
     let has_validator = headers.contains_key(ETAG) || headers.contains_key(LAST_MODIFIED);
     let guessed = is_heuristically_cacheable(status) && has_validator;
     if is_explicit(headers, directives) || guessed { Ok(()) } else { Err(NotStored::NoUse) }
+}
+
+/// Errors for how a request was put, in fields that are in no key: one client's must not be another's answer (cache-poisoned denial of
+/// service). 404, 405, 410 and 414 are about what the key has.
+fn is_about_the_request(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 406..=409 | 411..=413 | 415..=417 | 421..=429 | 431)
 }
 
 /// Whether the response itself says that it may be stored.

@@ -1,7 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
-use super::super::key::Key;
+use super::super::encoding::accepted::Accepted;
 use super::super::object::Resource;
 use super::*;
+use atoll_model::CacheRule;
+use atoll_wire::record;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::request;
@@ -32,6 +34,9 @@ struct Inner {
     /// Answers wait for this, where they are to.
     gate: Notify,
     gated: std::cell::Cell<bool>,
+    /// As another edge would say it.
+    asked_at: std::cell::Cell<Option<u64>>,
+    learned: RefCell<Vec<bool>>,
 }
 
 impl Stand {
@@ -90,7 +95,15 @@ impl Origin for Stand {
                 .headers_mut()
                 .append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        Ok(Fetched { response, who: HeaderMap::new() })
+        Ok(Fetched { response, who: HeaderMap::new(), asked_at: self.0.asked_at.get() })
+    }
+
+    async fn fetch_shared(&self, head: request::Parts, _: &Key, _: u64) -> Result<Fetched, InternalAnswer> {
+        self.fetch(head).await
+    }
+
+    fn learn(&self, shared: bool) {
+        self.0.learned.borrow_mut().push(shared);
     }
 }
 
@@ -103,7 +116,15 @@ fn wish(method: Method, fields: &[(&'static str, &str)]) -> Wish {
     }
     let resource =
         Resource { app: "o/a".into(), host: "h".into(), authority: "h".into(), target: "/p".into() };
-    Wish { head: request.into_parts().0, resource, key: Key::resource("id", "h", "/p") }
+    let head = request.into_parts().0;
+    let accepted = Accepted::of(&head.headers);
+    Wish { head, resource, key: Key::resource("id", "h", "/p"), rule: None, accepted, is_edge: false }
+}
+
+fn rule(edit: impl FnOnce(&mut CacheRule)) -> Option<Arc<CacheRule>> {
+    let mut rule = CacheRule::new("/**".parse().unwrap());
+    edit(&mut rule);
+    Some(Arc::new(rule))
 }
 
 fn get(fields: &[(&'static str, &str)]) -> Wish {
@@ -124,7 +145,7 @@ async fn ask(cache: &Arc<Cache>, stand: &Stand, wish: Wish) -> Saw {
             Err(_) => text.push_str("<broken>"),
         }
     }
-    Ok((status, answered.status.to_value().to_str().unwrap().to_owned(), text))
+    Ok((status, answered.status.to_value(None).to_str().unwrap().to_owned(), text))
 }
 
 fn cache() -> Arc<Cache> {
@@ -379,6 +400,138 @@ async fn a_part_of_what_is_not_stored_is_asked_for_as_it_is() {
         assert_eq!(ask(&cache, &stand, get(&[("range", "bytes=1-2")])).await.unwrap().0, 206);
         let seen = stand.0.seen.borrow();
         assert!(!seen[0].contains_key("range") && seen[1].contains_key("range"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rules_ttl_holds_and_browsers_hear_their_own() {
+    local(async {
+        let silent = || Script::Answer(200, "content-type: text/plain", "hello");
+        let (cache, stand) = (cache(), Stand::with([silent(), silent()]));
+        let ruled = || Wish {
+            rule: rule(|rule| (rule.ttl_s, rule.browser_ttl_s) = (Some(3600), Some(5))),
+            ..get(&[])
+        };
+        for _ in 0..2 {
+            let answered = respond(&cache, &stand, ruled(), &ProxyMetrics::unregistered()).await.unwrap();
+            assert_eq!(answered.response.headers()["cache-control"], "max-age=5");
+            assert!(!answered.response.headers().contains_key("age"));
+            settle().await;
+        }
+        assert_eq!(stand.asked(), 1);
+        assert_eq!(*stand.0.learned.borrow(), [true]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_fails_is_asked_for_by_few() {
+    local(async {
+        let fails = || Script::Answer(503, "content-length: 0", "");
+        let (cache, stand) = (cache(), Stand::with((0..500).map(|_| fails())).gated());
+        let clients: Vec<_> = (0..400)
+            .map(|_| {
+                let (cache, stand) = (Arc::clone(&cache), stand.clone());
+                tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+            })
+            .collect();
+        for _ in 0..3 {
+            settle().await;
+            stand.0.gate.notify_one();
+        }
+        settle().await;
+        stand.0.gated.set(false);
+        stand.0.gate.notify_waiters();
+        let mut refused = 0;
+        for client in clients {
+            match client.await.unwrap() {
+                Err(made) => {
+                    assert_eq!(made.reason, Reason::FetchFailed);
+                    refused += 1;
+                }
+                Ok((status, ..)) => assert_eq!(status, 503),
+            }
+        }
+        assert!(refused > 300 && stand.asked() <= 2 + 64, "{refused} {}", stand.asked());
+    })
+    .await;
+}
+
+fn mark(seq: u64) -> record::Purges {
+    let what = Some(record::purge::What::All(true));
+    record::Purges { floor: 0, marks: vec![record::Purge { seq, what, soft: false }] }
+}
+
+#[tokio::test]
+async fn what_another_edge_had_before_a_purge_is_not_used_after_it() {
+    local(async {
+        let answer = |body| Script::Answer(200, FRESH, body);
+        let (cache, stand) = (cache(), Stand::with([answer("old"), answer("new"), answer("newer")]));
+        cache.purge("o/a", &mark(5), |_, _| None);
+        // It had not heard of the purge when it asked the origin.
+        stand.0.asked_at.set(Some(4));
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "old");
+        settle().await;
+        stand.0.asked_at.set(Some(7));
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "new");
+        settle().await;
+        // It had heard of more than we have: what came after those is kept when we hear of them.
+        cache.purge("o/a", &mark(7), |_, _| None);
+        assert!(ask(&cache, &stand, get(&[])).await.unwrap().1.contains("hit"));
+        cache.purge("o/a", &mark(8), |_, _| None);
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "newer");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_comes_after_a_purge_does_not_join_a_fetch_from_before_it() {
+    local(async {
+        let (send, pieces) = mpsc::channel(4);
+        let scripts = [Script::Slowly(FRESH, pieces), Script::Answer(200, FRESH, "new")];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        let asks = || {
+            let (cache, stand) = (Arc::clone(&cache), stand.clone());
+            tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+        };
+        let first = asks();
+        settle().await;
+        cache.purge("o/a", &mark(1), |_, _| None);
+        let second = asks();
+        assert_eq!(second.await.unwrap().unwrap().2, "new");
+        send.send(Ok(Bytes::from_static(b"old"))).await.unwrap();
+        drop(send);
+        assert_eq!(first.await.unwrap().unwrap().2, "old");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bodies_are_compressed_behind_the_first_hit_that_would_like_it() {
+    local(async {
+        let body = "the same line again and again\n".repeat(200).leak();
+        let fields = "cache-control: max-age=60\netag: \"a\"\ncontent-type: text/plain";
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, fields, body)]));
+        let of = |fields: &[(&'static str, &str)]| {
+            let (cache, stand, wish) = (Arc::clone(&cache), stand.clone(), get(fields));
+            async move { respond(&cache, &stand, wish, &ProxyMetrics::unregistered()).await.unwrap().response }
+        };
+        let first = of(&[("accept-encoding", "gzip")]).await;
+        assert_eq!(first.headers()["vary"], "Accept-Encoding");
+        drop(first);
+        settle().await;
+        let mut coded = of(&[("accept-encoding", "gzip")]).await;
+        while !coded.headers().contains_key("content-encoding") {
+            tokio::task::yield_now().await;
+            coded = of(&[("accept-encoding", "gzip")]).await;
+        }
+        assert_eq!(coded.headers()["etag"], "W/\"a\"");
+        assert!(coded.headers()["content-length"].to_str().unwrap().parse::<usize>().unwrap() < 300);
+        let plain = of(&[]).await;
+        assert_eq!((&plain.headers()["etag"], &plain.headers()["vary"]), (&"\"a\"".parse().unwrap(), &"Accept-Encoding".parse().unwrap()));
+        assert!(cache.index.bytes() > body.len() as u64);
+        assert_eq!(stand.asked(), 1);
     })
     .await;
 }
