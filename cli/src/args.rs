@@ -201,6 +201,9 @@ pub struct DevArgs {
     /// Simulate the distances between the regions (without it, another region is 5 ms away)
     #[arg(long)]
     pub wan: bool,
+    /// Edges at each site, which share what they cache
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub edges: u8,
     /// Data-path workers of each edge and gateway; 0 lets each node choose
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub workers: usize,

@@ -17,7 +17,7 @@ const OTHER: Scale = Scale { min: 1, max: 3 };
 
 /// Deploys the example in every region, and waits until it serves.
 pub async fn deploy(api: &Api, layout: &Layout, program: &Path, data: &Path) -> Outcome {
-    let regions: Vec<RegionName> = layout.edges().map(|(region, _)| region.clone()).collect();
+    let regions = layout.regions();
     let app = app(&regions, program, data)?;
     out::note(&format!("deploying the example app {}", app.app));
     watch::deploy_quietly(api, &app).await

@@ -49,7 +49,7 @@ impl NodePlan {
 /// All nodes; the control node is the first.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    /// Control, then for each region an edge, a gateway and a host.
+    /// Control, then for each region its edges, a gateway and a host.
     pub nodes: Vec<NodePlan>,
     /// Where the API listens.
     pub api: SocketAddr,
@@ -65,13 +65,14 @@ impl Layout {
         let mut ports = Ports::new(last);
         // The ports that users asked for come first, so that a taken one is said before anything else.
         let mut public = Vec::new();
-        for (n, region) in settings.regions.iter().enumerate() {
-            let ip = edge_ip(n);
+        // The first edges of all sites have the addresses that they have where there are no others.
+        let edges = (1..=settings.edges).flat_map(|n| settings.regions.iter().map(move |region| (region, n)));
+        for (n, (region, number)) in edges.enumerate() {
+            let (ip, name) = (edge_ip(n), numbered(region.as_str(), number));
             let https =
-                ports.fixed_or_pick(&format!("{region}-https"), ip, settings.https_port, "--https-port")?;
-            let http =
-                ports.fixed_or_pick(&format!("{region}-http"), ip, settings.http_port, "--http-port")?;
-            public.push((http, https));
+                ports.fixed_or_pick(&format!("{name}-https"), ip, settings.https_port, "--https-port")?;
+            let http = ports.fixed_or_pick(&format!("{name}-http"), ip, settings.http_port, "--http-port")?;
+            public.push((region, number, http, https));
         }
         let api = ports.pick("api", LOOPBACK)?;
         let node_plane = ports.pick("node-plane", LOOPBACK)?;
@@ -87,7 +88,7 @@ impl Layout {
             api_listen: api,
             node_plane_listen: node_plane,
             zone: ZONE.to_owned(),
-            public_https_port: public.first().map_or(443, |(_, https)| https.port()),
+            public_https_port: public.first().map_or(443, |(.., https)| https.port()),
             regions: settings.regions.clone(),
             ..ControlConfig::default()
         };
@@ -99,11 +100,14 @@ impl Layout {
             ..ca
         };
         let mut nodes = vec![control];
-        for (region, (http, https)) in settings.regions.iter().zip(public) {
-            let mut edge = build.node(region, Role::Edge)?;
-            edge.config.edge = build.edge(region, http, https);
-            edge.config.dns = build.dns(&format!("{region}-dns"), https.ip())?;
-            nodes.push(edge);
+        for region in &settings.regions {
+            for (_, number, http, https) in public.iter().filter(|(of, ..)| *of == region) {
+                let mut edge = build.numbered_node(region, Role::Edge, *number)?;
+                edge.config.edge = build.edge(&edge.config, *number, *http, *https)?;
+                edge.config.dns =
+                    build.dns(&format!("{}-dns", numbered(region.as_str(), *number)), https.ip())?;
+                nodes.push(edge);
+            }
             let mut gateway = build.node(region, Role::Gateway)?;
             let listen = build.ports.pick(&format!("{region}-gateway"), LOOPBACK)?;
             let (workers, wan) = (settings.workers, build.wan(region));
@@ -144,6 +148,13 @@ impl Layout {
         format!("http://{}", self.api)
     }
 
+    /// The regions, in their order.
+    pub fn regions(&self) -> Vec<RegionName> {
+        let mut regions: Vec<RegionName> = self.edges().map(|(region, _)| region.clone()).collect();
+        regions.dedup();
+        regions
+    }
+
     /// The edges: region and HTTPS address.
     pub fn edges(&self) -> impl Iterator<Item = (&RegionName, SocketAddr)> {
         self.nodes.iter().filter_map(|node| Some((&node.config.region, *node.config.edge.https.first()?)))
@@ -159,9 +170,13 @@ struct Builder<'s> {
 
 impl Builder<'_> {
     fn node(&mut self, region: &RegionName, role: Role) -> Outcome<NodePlan> {
+        self.numbered_node(region, role, 1)
+    }
+
+    fn numbered_node(&mut self, region: &RegionName, role: Role, number: usize) -> Outcome<NodePlan> {
         let wrong = |error: atoll_model::NameError| Failure::usage(error.to_string()).place("--regions");
         let site = SiteName::new(format!("{region}1")).map_err(wrong)?;
-        let name = NodeName::new(format!("{site}-{role}")).map_err(wrong)?;
+        let name = NodeName::new(numbered(&format!("{site}-{role}"), number)).map_err(wrong)?;
         let data = &self.settings.data;
         let place = PLACES.iter().find(|(place, ..)| *place == region.as_str());
         let admin = self.ports.pick(&format!("{name}-admin"), LOOPBACK)?;
@@ -204,17 +219,30 @@ impl Builder<'_> {
         if self.settings.wan { wan(region, &self.settings.regions) } else { BTreeMap::new() }
     }
 
-    fn edge(&self, region: &RegionName, http: SocketAddr, https: SocketAddr) -> EdgeConfig {
-        EdgeConfig {
+    fn edge(
+        &mut self,
+        node: &NodeConfig,
+        number: usize,
+        http: SocketAddr,
+        https: SocketAddr,
+    ) -> Outcome<EdgeConfig> {
+        let (region, site) = (&node.region, numbered(node.site.as_str(), number));
+        Ok(EdgeConfig {
             http: vec![http],
             https: vec![https],
             public_https_port: https.port(),
             workers: self.settings.workers,
-            access_log: Some(self.settings.data.join("logs").join(format!("{region}1-access.log"))),
+            access_log: Some(self.settings.data.join("logs").join(format!("{site}-access.log"))),
             wan: self.wan(region),
+            peer_listen: Some(self.ports.pick(&format!("{}-peers", node.name), LOOPBACK)?),
             ..EdgeConfig::default()
-        }
+        })
     }
+}
+
+/// The n-th of that name: the first has it as it is.
+fn numbered(name: &str, number: usize) -> String {
+    if number == 1 { name.to_owned() } else { format!("{name}-{number}") }
 }
 
 /// Simulated round trips from one region to all, ms.
@@ -243,6 +271,7 @@ mod tests {
             demo: false,
             context: false,
             wan: true,
+            edges: 1,
             workers: 1,
             node_certificate_s: Some(10),
             workload_certificate_s: None,
@@ -272,6 +301,20 @@ mod tests {
         let layout = Layout::new(&settings(folder.path()), BTreeMap::new()).unwrap();
         let ips: Vec<String> = layout.edges().map(|(_, https)| https.ip().to_string()).collect();
         assert_eq!(ips, ["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    }
+
+    #[test]
+    fn more_edges_leave_the_first_where_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let twice = Settings { edges: 2, ..settings(folder.path()) };
+        let layout = Layout::new(&twice, BTreeMap::new()).unwrap();
+        let edges = layout.nodes.iter().filter(|node| node.config.roles.has(Role::Edge));
+        let edges: Vec<_> =
+            edges.map(|node| (node.name(), node.config.edge.https[0].ip().to_string())).collect();
+        assert_eq!(edges[0], ("fra1-edge", "127.0.0.1".to_owned()));
+        assert_eq!(edges[1], ("fra1-edge-2", "127.0.0.4".to_owned()));
+        assert_eq!(edges[2], ("was1-edge", "127.0.0.2".to_owned()));
+        assert_eq!(edges.len(), 6);
     }
 
     #[test]

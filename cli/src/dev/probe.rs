@@ -37,8 +37,7 @@ pub async fn pass_all_hops(api: &Api, layout: &Layout, program: &Path, data: &Pa
         let is_host = |node: &Value| node["roles"].as_array().is_some_and(|r| r.iter().any(|r| r == "host"));
         hosts.filter(|node| is_host(node)).any(|node| node["drained"].is_null())
     };
-    let regions: Vec<RegionName> =
-        layout.edges().map(|(region, _)| region.clone()).filter(takes_instances).collect();
+    let regions: Vec<RegionName> = layout.regions().into_iter().filter(takes_instances).collect();
     if regions.is_empty() {
         out::note(
             "every host is drained; nothing is sent through them (`atoll drain` shows what is drained)",

@@ -31,6 +31,8 @@ pub struct Settings {
     pub context: bool,
     /// Simulate distances.
     pub wan: bool,
+    /// At each site.
+    pub edges: usize,
     /// Of each edge and gateway; 0: the node's choice.
     pub workers: usize,
     /// Other than the default, s.
@@ -58,6 +60,7 @@ impl Settings {
             demo: args.demo,
             context: !args.no_context,
             wan: args.wan,
+            edges: usize::from(args.edges),
             workers: args.workers,
             node_certificate_s,
             workload_certificate_s,

@@ -51,6 +51,7 @@ pub fn dev_json(layout: &Layout, token: &str, pids: &BTreeMap<String, u32>) -> V
     let edges = layout.nodes.iter().filter(|node| node.config.roles.has(Role::Edge)).map(|node| {
         let first = |addresses: &[SocketAddr]| addresses.first().map(ToString::to_string);
         json!({
+            "name": node.config.name,
             "site": node.config.site,
             "http": first(&node.config.edge.http),
             "https": first(&node.config.edge.https),

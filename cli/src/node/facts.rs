@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub struct Addresses {
     /// Tunnels (TCP).
     pub gateway: Option<SocketAddr>,
+    /// Other edges (TCP).
+    pub edge_peers: Option<SocketAddr>,
     /// Plain HTTP.
     pub edge_http: Option<SocketAddr>,
     /// HTTPS.
@@ -115,6 +117,7 @@ fn facts(config: &NodeConfig, addresses: &Addresses, gossip: &Gossip) -> NodeFac
         gossip_address: gossip.local_addr().to_string(),
         gateway_address: text(addresses.gateway),
         edge_http_address: text(addresses.edge_http),
+        edge_peer_address: text(addresses.edge_peers),
         edge_https_address: text(addresses.edge_https),
         public_addresses: addresses.public.iter().map(ToString::to_string).collect(),
         dns_addresses: addresses.dns.iter().map(ToString::to_string).collect(),

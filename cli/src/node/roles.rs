@@ -82,6 +82,7 @@ pub async fn bind(ground: &Ground, ca: Option<Arc<MeshCa>>, ports: &mut Ports) -
         gateway: gateway.as_ref().map(|gateway| config.gateway.advertise.unwrap_or(gateway.address)),
         edge_http: edge.as_ref().and_then(|edge| edge.http.first().copied()),
         edge_https: edge.as_ref().and_then(|edge| edge.https.first().copied()),
+        edge_peers: edge.as_ref().and_then(|edge| edge.peers),
         public: edge.as_ref().map(|edge| dns::advertised(config, &edge.https)).unwrap_or_default(),
         dns: dns.as_ref().map(|dns| dns::advertised(config, dns.addresses())).unwrap_or_default(),
         admin: None,

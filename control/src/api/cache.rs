@@ -53,8 +53,8 @@ pub(super) struct CacheStatsView {
 struct EdgeCacheStats {
     edge: String,
     site: String,
-    /// `apps`, each with `app`, `requests` (how many, by what became of them), `entries` and `bytes`. For operators also
-    /// `entries`, `bytes` and `bytes_max` of the whole edge.
+    /// `apps`, each with `app` and `requests` (how many, by what became of them); what is stored of the `organization`, `entries` and
+    /// `bytes`. For operators also `entries`, `bytes` and `bytes_max` of the whole edge.
     #[schema(value_type = Option<Object>)]
     stats: Option<Value>,
     /// Why that is not known.
@@ -256,7 +256,11 @@ fn total<'a>(answers: impl Iterator<Item = &'a Value>) -> CacheTotal {
         *sum = sum.saturating_add(count.as_u64().unwrap_or(0));
     }
     let all = requests.values().fold(0u64, |all, count| all.saturating_add(*count));
-    let hits = requests.get("hit").copied().unwrap_or(0);
+    // Stale ones that may be used come from memory, too.
+    let hits = ["hit", "stale"]
+        .iter()
+        .filter_map(|word| requests.get(*word))
+        .fold(0u64, |all, count| all.saturating_add(*count));
     // In ten-thousandths, which is as exact as anybody reads.
     let hit_ratio = (all > 0).then(|| (hits as f64 / all as f64 * 10_000.0).round() / 10_000.0);
     CacheTotal { requests, hit_ratio }

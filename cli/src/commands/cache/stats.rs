@@ -15,7 +15,7 @@ const COLUMNS: [Column; 9] = [
     Column("MISSES", "misses"),
     Column("OTHER", "other"),
     Column("HIT RATIO", "hit_ratio"),
-    Column("ENTRIES", "entries"),
+    Column("STORED", "entries"),
     Column("MEMORY", "memory"),
     Column("OF WHOLE EDGE", "whole"),
 ];
@@ -48,10 +48,10 @@ fn row(edge: &Value) -> Value {
         requests.insert(word.clone(), sum.into());
     }
     let mut row = counted(name, site, stats.is_object().then_some(&requests));
-    if let Some(entries) = sum(apps, "entries") {
+    if let Some(entries) = stats["organization"]["entries"].as_u64() {
         row["entries"] = entries.into();
     }
-    row["memory"] = sum(apps, "bytes").map(size).into();
+    row["memory"] = stats["organization"]["bytes"].as_u64().map(size).into();
     row["whole"] = match (stats["bytes"].as_u64(), stats["bytes_max"].as_u64()) {
         (Some(_), Some(0)) => "no cache".into(),
         (Some(bytes), Some(most)) => format!("{} of {}", size(bytes), size(most)).into(),
@@ -64,7 +64,9 @@ fn row(edge: &Value) -> Value {
 fn counted(edge: &str, site: &str, requests: Option<&Map<String, Value>>) -> Value {
     let Some(requests) = requests else { return json!({ "edge": edge, "site": site }) };
     let of = |word: &str| requests.get(word).map_or(0, number);
-    let (all, hits, misses): (u64, u64, u64) = (requests.values().map(number).sum(), of("hit"), of("miss"));
+    let all: u64 = requests.values().map(number).sum();
+    // Stale ones that may be used come from memory, too.
+    let (hits, misses) = (of("hit") + of("stale"), of("miss"));
     let ratio = (all > 0).then(|| format!("{:.1} %", hits as f64 * 100.0 / all as f64));
     json!({
         "edge": edge,
@@ -80,19 +82,16 @@ fn number(count: &Value) -> u64 {
     count.as_u64().unwrap_or(0)
 }
 
-/// Over the apps, if any of them has it.
-fn sum(apps: &[Value], member: &str) -> Option<u64> {
-    apps.iter().filter_map(|app| app[member].as_u64()).reduce(u64::saturating_add)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_edges_apps_are_one_row() {
-        let app = |hits: u64| json!({ "requests": { "hit": hits, "miss": 1, "pass": 2 }, "entries": 4, "bytes": 1024 });
-        let stats = json!({ "apps": [app(3), app(10)], "bytes": 4096, "bytes_max": 8192 });
+        let app = |hits: u64| json!({ "requests": { "hit": hits, "stale": 0, "miss": 1, "pass": 2 } });
+        let own = json!({ "entries": 8, "bytes": 2048 });
+        let stats =
+            json!({ "apps": [app(3), app(10)], "organization": own, "bytes": 4096, "bytes_max": 8192 });
         let row = row(&json!({ "edge": "fra1-edge", "site": "fra1", "stats": stats }));
         assert_eq!(
             row,
