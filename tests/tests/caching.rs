@@ -1,61 +1,38 @@
 //! The cache through every hop, with an instance that counts what reaches it.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use atoll_testkit::{CurlAnswer, Edge, Options, Platform, wait_until};
-use std::path::PathBuf;
-use std::process::Command;
+#[path = "caching/app.rs"]
+mod app;
+#[path = "caching/attacks.rs"]
+mod attacks;
+#[path = "caching/rules.rs"]
+mod rules;
+
+use app::{at, count, get, manifest, status};
+use atoll_testkit::{Options, Platform, wait_until};
 use std::thread;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
-const PROGRAM: &str = include_str!("caching/instance.py");
 
 #[test]
 fn edges_answer_from_memory_and_forget_when_told() {
     let platform = Platform::start(Options::regions(&["fra", "was"]));
-    let folder = manifest(&platform);
+    let folder = manifest(&platform, rules::RULES);
     platform.deploy(&folder);
     wait_until("it answers", SOON, || get(&platform, "/ready", &[]).status == 200);
     the_second_is_a_hit(&platform);
     each_edge_says_what_it_would_do(&platform);
     many_at_a_time_cost_one(&platform);
-    what_is_not_in_the_key_changes_nothing(&platform);
     what_is_for_one_client_stays_with_it(&platform);
+    attacks::hold(&platform);
+    rules::hold(&platform);
+    what_was_done_is_counted(&platform);
     purges_reach_every_edge(&platform);
     an_edge_that_was_away_hears_of_a_purge(&platform);
     what_breaks_off_is_not_kept(&platform);
-}
-
-/// One instance in one region, whichever edge asks.
-fn manifest(platform: &Platform) -> PathBuf {
-    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-    let python = String::from_utf8(output.stdout).unwrap();
-    let text = format!(
-        "manifest = 1\napp = \"counts\"\n[regions]\nfra = {{ min = 1 }}\n[service.web]\nrun = [{:?}, \"instance.py\", \"$PORT\"]\npublic = true\n",
-        python.trim()
-    );
-    let folder = platform.manifest("counts", &text);
-    std::fs::write(folder.join("instance.py"), PROGRAM).unwrap();
-    folder
-}
-
-fn at(platform: &Platform, edge: &Edge, path: &str, arguments: &[&str]) -> CurlAnswer {
-    platform.curl(edge, "counts", path).arguments(arguments.iter().copied()).run()
-}
-
-fn get(platform: &Platform, path: &str, arguments: &[&str]) -> CurlAnswer {
-    at(platform, &platform.edges()[0], path, arguments)
-}
-
-/// How many requests for its path the instance had seen when it made this answer.
-#[track_caller]
-fn count(answer: &CurlAnswer) -> u64 {
-    assert!(answer.status == 200, "{answer:?}");
-    answer.text().lines().next().unwrap().parse().unwrap()
-}
-
-fn status(answer: &CurlAnswer) -> String {
-    answer.header("cache-status").unwrap_or_default().to_owned()
+    rules::change_with_a_deploy(&platform, &folder);
+    a_restart_begins_empty(&platform);
 }
 
 const FRESH: &str = "cc=max-age%3D60";
@@ -113,50 +90,6 @@ fn many_at_a_time_cost_one(platform: &Platform) {
     assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
 }
 
-/// Cache poisoning: fields that the instance may answer by, and that no key holds.
-fn what_is_not_in_the_key_changes_nothing(platform: &Platform) {
-    for (n, field) in [
-        "X-Forwarded-Host: evil.example",
-        "X-Forwarded-Scheme: http",
-        "X-Forwarded-Proto: http",
-        "Forwarded: host=evil.example",
-        "X-Host: evil.example",
-        "X-Original-URL: /admin",
-        "X-Rewrite-URL: /admin",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let path = format!("/poison/{n}?{FRESH}&echo=1");
-        let poisoned = get(platform, &path, &["-H", field]);
-        let innocent = get(platform, &path, &[]);
-        assert!(status(&innocent).contains("hit"), "{field}: {}", status(&innocent));
-        for answer in [&poisoned, &innocent] {
-            assert!(
-                !answer.text().contains("evil.example") && !answer.text().contains("/admin"),
-                "{field}: {answer:?}"
-            );
-        }
-    }
-    // A request that may be something else than it looks does not touch the cache.
-    let path = format!("/override?{FRESH}");
-    assert_eq!(count(&get(platform, &path, &["-H", "X-HTTP-Method-Override: DELETE"])), 1);
-    assert_eq!(count(&get(platform, &path, &["-X", "GET", "-d", "fat"])), 2);
-    assert_eq!(count(&get(platform, &path, &[])), 3);
-    assert_eq!(count(&get(platform, &path, &["-X", "GET", "-d", "fat"])), 4);
-    assert_eq!(count(&get(platform, &path, &[])), 3, "still what was stored");
-    // The instance sees the host as it was written: with another port it is another entry.
-    let own = get(platform, &format!("/port?{FRESH}&echo=1"), &[]);
-    let other = get(platform, &format!("/port?{FRESH}&echo=1"), &["-H", "Host: counts.localhost:1"]);
-    assert!(other.text().contains("host: counts.localhost:1\n"), "{other:?}");
-    assert!(!own.text().contains("localhost:1\n"));
-    // A change makes the stored one unusable.
-    let path = format!("/changed?{FRESH}");
-    assert_eq!(count(&get(platform, &path, &[])), 1);
-    assert_eq!(count(&get(platform, &path, &["-X", "POST", "-d", "x=1"])), 2);
-    assert_eq!(count(&get(platform, &path, &[])), 3);
-}
-
 fn what_is_for_one_client_stays_with_it(platform: &Platform) {
     for (path, fields) in [
         ("/private?cc=private%2Cmax-age%3D60", vec![]),
@@ -168,9 +101,6 @@ fn what_is_for_one_client_stays_with_it(platform: &Platform) {
         assert_eq!(count(&get(platform, path, &fields)), 1, "{path}");
         assert_eq!(count(&get(platform, path, &fields)), 2, "{path}");
     }
-    // The path decides what is stored only in its normal form.
-    assert_eq!(count(&get(platform, "/a/../private/x.css?cc=private", &["--path-as-is"])), 1);
-    assert_eq!(count(&get(platform, "/private/x.css?cc=private", &[])), 2);
 }
 
 fn purges_reach_every_edge(platform: &Platform) {
@@ -233,4 +163,27 @@ fn what_breaks_off_is_not_kept(platform: &Platform) {
         assert!(answer.exit != 0 || answer.status == 502, "it does not look whole: {answer:?}");
         assert!(!status(&answer).contains("hit"), "{answer:?}");
     }
+}
+
+fn what_was_done_is_counted(platform: &Platform) {
+    let stats =
+        platform.atoll().run(&["-o", "json", "cache", "stats", "--app", "counts"]).expect_code(0).json();
+    for word in ["hit", "miss", "stale", "collapsed", "revalidated", "pass", "bypass"] {
+        let count = stats["total"]["requests"][word].as_u64().unwrap();
+        assert!(count > 0 || word == "stale", "{word}: {stats}");
+    }
+    assert!(stats["edges"][0]["stats"]["organization"]["bytes"].as_u64().unwrap() > 10_000, "{stats}");
+    let nobodys = platform.atoll().run(&["cache", "explain", "https://nobody.localhost/"]);
+    assert_eq!(nobodys.code, 1, "{nobodys:?}");
+}
+
+fn a_restart_begins_empty(platform: &Platform) {
+    let path = format!("/restart?{FRESH}");
+    let before = count(&get(platform, &path, &[]));
+    let edge = platform.edges().remove(0);
+    atoll_testkit::processes::kill(edge.pid);
+    wait_until("the edge is back", SOON, || {
+        platform.edges()[0].pid != edge.pid && get(platform, "/ready", &[]).status == 200
+    });
+    assert_eq!(count(&get(platform, &path, &[])), before + 1);
 }

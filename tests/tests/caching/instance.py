@@ -1,10 +1,14 @@
-"""Answers each GET with how often its path was asked for; the query says how.
+"""Answers each request with how often its path was asked for; the query, or a field X-Want of the same form, says how.
 
-cc: Cache-Control; tag: Cache-Tag; wait: seconds; echo: the request's fields in the body; cookie: sets one; lm: Last-Modified;
-breaks: half of what was promised.
+cc, cdn, ours: Cache-Control, CDN-Cache-Control, Atoll-CDN-Cache-Control; tag, key: Cache-Tag, Surrogate-Key; vary, etag, expires, date,
+age, location, type: that field; status: another one than 200; wait: seconds; echo: the request's line and fields in the body; same: a body
+without the count; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; breaks: half of
+what was promised, then the connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON.
 """
 import collections
 import http.server
+import json
+import os
 import sys
 import threading
 import time
@@ -12,6 +16,16 @@ import urllib.parse
 
 seen = collections.Counter()
 lock = threading.Lock()
+FIELDS = {
+    "cc": "Cache-Control", "cdn": "CDN-Cache-Control", "ours": "Atoll-CDN-Cache-Control", "tag": "Cache-Tag",
+    "key": "Surrogate-Key", "vary": "Vary", "etag": "ETag", "expires": "Expires", "date": "Date", "age": "Age",
+    "location": "Location",
+}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 1024
+    daemon_threads = True
 
 
 class Instance(http.server.BaseHTTPRequestHandler):
@@ -19,35 +33,56 @@ class Instance(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(url.query))
+        want = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
+        want.update(urllib.parse.parse_qsl(self.headers.get("x-want", "")))
         self.rfile.read(int(self.headers.get("content-length", 0)))
+        if url.path == "/counts":
+            return self.answer(200, json.dumps(seen).encode(), {"type": "application/json", "cc": "no-store"})
         with lock:
             seen[url.path] += 1
-            body = f"{seen[url.path]}\n"
-        time.sleep(float(query.get("wait", 0)))
-        if "echo" in query:
+            count = seen[url.path]
+        time.sleep(float(want.get("wait", 0)))
+        if "fail" in want and count > 1:
+            return self.answer(503, b"failing\n", {})
+        if "etag" in want and self.headers.get("if-none-match") == want["etag"]:
+            return self.answer(304, None, want)
+        body = "" if "same" in want else f"{count}\n"
+        if "echo" in want:
+            body += f"{self.requestline}\n"
             body += "".join(f"{name.lower()}: {value}\n" for name, value in self.headers.items())
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Content-Length", str(len(body) * (2 if "breaks" in query else 1)))
-        if "cc" in query:
-            self.send_header("Cache-Control", query["cc"])
-        if "tag" in query:
-            self.send_header("Cache-Tag", query["tag"])
-        if "cookie" in query:
+        if "size" in want:
+            line = f"line of {url.path}, which is repeated and so can be compressed\n"
+            body = (body + line * (int(want["size"]) // len(line) + 1))[: int(want["size"])]
+        self.answer(int(want.get("status", 200)), body.encode(), want)
+
+    def answer(self, status, body, want):
+        self.send_response_only(status)
+        if "date" not in want:
+            self.send_header("Date", self.date_time_string())
+        for name in FIELDS:
+            if name in want:
+                self.send_header(FIELDS[name], want[name])
+        if "cookie" in want:
             self.send_header("Set-Cookie", "a=b")
-        if "lm" in query:
+        if "lm" in want:
             self.send_header("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")
+        breaks = "breaks" in want or "die" in want
+        if body is not None:
+            self.send_header("Content-Type", want.get("type", "text/plain"))
+            self.send_header("Content-Length", str(len(body) * (2 if breaks else 1)))
         self.end_headers()
-        self.wfile.write(body.encode())
-        if "breaks" in query:
+        if body is not None and self.command != "HEAD":
+            self.wfile.write(body)
+        if breaks:
             self.wfile.flush()
             self.close_connection = True
+        if "die" in want:
+            os._exit(1)
 
-    do_POST = do_GET
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_OPTIONS = do_GET
 
     def log_message(self, *_):
         pass
 
 
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Instance).serve_forever()
+Server(("127.0.0.1", int(sys.argv[1])), Instance).serve_forever()
