@@ -45,6 +45,8 @@ impl Options {
 /// One edge, from `dev.json`.
 #[derive(Debug, Clone)]
 pub struct Edge {
+    /// Its node.
+    pub name: String,
     /// Its site.
     pub site: String,
     /// Plain HTTP.
@@ -199,11 +201,12 @@ impl Platform {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// The edges, in the order of the regions.
+    /// The edges, in the order of the regions; those of one site by their numbers.
     #[must_use]
     pub fn edges(&self) -> Vec<Edge> {
         let address = |value: &Value| value.as_str().unwrap().parse().unwrap();
         let edge = |value: &Value| Edge {
+            name: text(&value["name"]),
             site: text(&value["site"]),
             http: address(&value["http"]),
             https: address(&value["https"]),
