@@ -89,8 +89,9 @@ impl Certificate {
 
     /// Whether it covers a normalised host name.
     pub(crate) fn covers(&self, host: &str) -> bool {
-        let wildcard = wildcard_of(host);
-        self.names.iter().any(|name| name == host || Some(name) == wildcard.as_ref())
+        let rest = host.split_once('.').map(|(_, rest)| rest);
+        let is_wildcard = |name: &str| name.strip_prefix("*.").is_some_and(|above| Some(above) == rest);
+        self.names.iter().any(|name| name == host || is_wildcard(name))
     }
 }
 

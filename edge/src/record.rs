@@ -29,6 +29,8 @@ const LOGGED_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Record {
     line: Line,
+    /// The line's, as it is in the request.
+    request_id: HeaderValue,
     shared: Arc<Shared>,
     started: Instant,
     head_only: bool,
@@ -56,6 +58,7 @@ impl Record {
         let uploaded = shared.access_log.as_ref().map(|_| exchange.request.body_mut().counted());
         let request_id = headers::keep_request_id(exchange.request.headers_mut(), rand::random());
         let request = &exchange.request;
+        let id_value = exchange.request.headers().get(REQUEST_ID).cloned();
         let known = Line { request_id, ..Line::default() };
         let line = if shared.access_log.is_none() {
             known
@@ -74,6 +77,7 @@ impl Record {
         };
         Box::new(Self {
             line,
+            request_id: id_value.unwrap_or(HeaderValue::from_static("-")),
             shared: Arc::clone(shared),
             started: exchange.started,
             head_only: request.method() == Method::HEAD,
@@ -165,9 +169,7 @@ impl Record {
             response = without_content(response);
         }
         let fields = response.headers_mut();
-        if let Ok(id) = HeaderValue::try_from(self.line.request_id.as_str()) {
-            fields.insert(REQUEST_ID, unrepeated(id));
-        }
+        fields.insert(REQUEST_ID, unrepeated(self.request_id.clone()));
         fields.insert(headers::EDGE, self.shared.site_value.clone());
         if let Some(Ok(region)) = self.line.region.as_deref().map(HeaderValue::try_from) {
             fields.insert(headers::REGION, region);

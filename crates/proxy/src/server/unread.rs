@@ -77,10 +77,12 @@ pub(super) struct Streams;
 impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let given_up = Rc::new(Notify::new());
+        // It is some kilobytes, and what is wrapped around it would copy it each time.
+        let mut stream = Box::pin(stream);
         let served = STREAM.scope(Rc::clone(&given_up), async move {
             tokio::select! {
                 biased;
-                _ended = stream => {}
+                _ended = &mut stream => {}
                 () = given_up.notified() => {}
             }
         });
