@@ -122,6 +122,10 @@ impl SecureConnection {
         Ok(match quick(cache, &key, asking) {
             Some(answered) => {
                 record.note_cache(answered.status);
+                if shared.access_log.is_some() {
+                    headers::keep_trace_context(exchange.request.headers_mut());
+                    record.note_trace(exchange.request.headers());
+                }
                 Begun::Answered(answered.response)
             }
             None => Begun::GoesOn(GoesOn { host, routed, cached: Some((key, accepted)) }),

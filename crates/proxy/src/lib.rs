@@ -24,6 +24,7 @@ pub mod sample;
 pub mod server;
 pub mod sever;
 pub mod tunnel;
+mod turns;
 pub mod workers;
 
 pub use body::{Body, BodyError, BodyFault, ByteCount, Side};

@@ -4,6 +4,7 @@ use super::connect::{ConnectError, Connected};
 use super::error::chain;
 use super::h2peer::{Inner, PeerConnection};
 use crate::body::Body;
+use crate::turns::{TurnEnd, turned};
 use crate::workers::spawn_task;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,6 +14,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::io::AsyncWrite;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -136,7 +138,8 @@ async fn open(inner: &Rc<Inner>, index: usize) -> Result<Pin<Box<dyn Future<Outp
     let within = inner.config.connect_timeout;
     let connecting = async {
         let Connected { stream, handle, guard, peer } = inner.connector.connect(address).await?;
-        let (sender, connection) = http2::Builder::new(LocalExecutor)
+        let (stream, turn) = turned(stream);
+        let (sender, connection) = http2::Builder::new(Turning::new(turn))
             .timer(TokioTimer::new())
             .initial_stream_window_size(inner.config.stream_window)
             .initial_connection_window_size(inner.config.connection_window())
@@ -215,6 +218,40 @@ async fn abandoned(inner: &Inner) {
             return;
         }
         changed.await;
+    }
+}
+
+/// Runs the tasks of one connection on this worker. The first is the connection's own: what it wrote goes out after each of its turns.
+struct Turning<I>(Rc<Cell<Option<TurnEnd<I>>>>);
+
+impl<I> Turning<I> {
+    fn new(turn: TurnEnd<I>) -> Self {
+        Self(Rc::new(Cell::new(Some(turn))))
+    }
+}
+
+impl<I> Clone for Turning<I> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<F, I> hyper::rt::Executor<F> for Turning<I>
+where
+    F: Future + 'static,
+    I: AsyncWrite + Unpin + 'static,
+{
+    fn execute(&self, task: F) {
+        let Some(turn) = self.0.take() else { return LocalExecutor.execute(task) };
+        tokio::task::spawn_local(async move {
+            let mut task = pin!(task);
+            poll_fn(|context| {
+                let polled = task.as_mut().poll(context);
+                turn.flush(context);
+                polled
+            })
+            .await;
+        });
     }
 }
 

@@ -9,6 +9,7 @@ use crate::answer;
 use crate::body::{Body, Side};
 use crate::exchange::{ConnectionInfo, Exchange, Handler};
 use crate::metrics::ProxyMetrics;
+use crate::turns::turned;
 use crate::workers::panic_text;
 use atoll_model::{Hop, Reason};
 use atoll_process::Drain;
@@ -20,12 +21,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
+use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Context;
 use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::{debug, error};
@@ -89,10 +92,10 @@ where
         let server = Rc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     });
-    let io = TokioIo::new(io);
     let driven = async {
         match version {
             HttpVersion::H1 => {
+                let io = TokioIo::new(io);
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(limits.head_timeout)
@@ -101,10 +104,13 @@ where
                     .max_buf_size(64 * 1024)
                     .half_close(false)
                     .serve_connection(io, service);
-                drive(connection, |connection| connection.graceful_shutdown(), drain, (limits.hop, metrics))
-                    .await
+                let each_turn = |_: &mut Context<'_>| {};
+                let begin = |connection: Pin<&mut http1::Connection<_, _>>| connection.graceful_shutdown();
+                drive(connection, each_turn, begin, drain, (limits.hop, metrics)).await
             }
             HttpVersion::H2 => {
+                let (io, turn) = turned(io);
+                let io = TokioIo::new(io);
                 let connection = http2::Builder::new(Streams)
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(limits.streams_max)
@@ -118,8 +124,9 @@ where
                     .keep_alive_interval(limits.keep_alive)
                     .keep_alive_timeout(limits.keep_alive / 2)
                     .serve_connection(io, service);
-                drive(connection, |connection| connection.graceful_shutdown(), drain, (limits.hop, metrics))
-                    .await
+                let each_turn = |context: &mut Context<'_>| turn.flush(context);
+                let begin = |connection: Pin<&mut http2::Connection<_, _, _>>| connection.graceful_shutdown();
+                drive(connection, each_turn, begin, drain, (limits.hop, metrics)).await
             }
         }
     };
@@ -133,8 +140,10 @@ where
     }
 }
 
+/// `each_turn` is called when the connection has nothing more to do just now.
 async fn drive<C>(
     connection: C,
+    each_turn: impl Fn(&mut Context<'_>),
     begin_shutdown: impl FnOnce(Pin<&mut C>),
     drain: Drain,
     (hop, metrics): (Hop, &ProxyMetrics),
@@ -142,7 +151,15 @@ async fn drive<C>(
 where
     C: Future<Output = Result<(), hyper::Error>>,
 {
-    let mut connection = pin!(connection);
+    let connection = pin!(connection);
+    let connection = RefCell::new(connection);
+    let turning = || {
+        poll_fn(|context| {
+            let polled = connection.borrow_mut().as_mut().poll(context);
+            each_turn(context);
+            polled
+        })
+    };
     let ended = |outcome: Result<(), hyper::Error>, well| match outcome {
         Ok(()) => well,
         Err(error) => {
@@ -158,13 +175,13 @@ where
     tokio::select! {
         // What has arrived already is served, also when the drain began before we first looked.
         biased;
-        outcome = connection.as_mut() => return ended(outcome, ConnectionEnd::Closed),
+        outcome = turning() => return ended(outcome, ConnectionEnd::Closed),
         () = drain.draining() => {}
     }
-    begin_shutdown(connection.as_mut());
+    begin_shutdown(connection.borrow_mut().as_mut());
     tokio::select! {
         biased;
-        outcome = connection.as_mut() => ended(outcome, ConnectionEnd::Drained),
+        outcome = turning() => ended(outcome, ConnectionEnd::Drained),
         () = drain.forced() => {
             metrics.connections_cut.inc();
             ConnectionEnd::Forced
