@@ -43,6 +43,17 @@ pub fn base_environment() -> BTreeMap<String, String> {
     base
 }
 
+/// What a sidecar has beside that of this process's environment: the log level, and the variables that an operator names in
+/// `ATOLL_SIDECAR_ENV`, with commas between: what is to be loaded into it as into the node, say.
+#[must_use]
+pub fn sidecar_environment() -> BTreeMap<String, String> {
+    let named = std::env::var("ATOLL_SIDECAR_ENV").unwrap_or_default();
+    let names = named.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let known =
+        names.chain(["ATOLL_LOG"]).filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
+    known.collect()
+}
+
 /// The command that runs `spec` in `folder` with `environment`, which also fills the words of `run`.
 pub fn command(
     spec: &ServiceSpec,

@@ -97,6 +97,9 @@ fn opened(archive: &Path, library: &Path) {
     for (name, value) in at_time(library, &a_day_after(archive)) {
         platform.environment(name, value);
     }
+    // Sidecars have their host's clock, here as on every machine.
+    let of_the_clock = at_time(library, "").map(|(name, _)| name).join(",");
+    platform.environment("ATOLL_SIDECAR_ENV", &of_the_clock);
     let parent = platform.data().parent().unwrap().to_owned();
     tar(&["-xzf", archive.to_str().unwrap(), "-C", parent.to_str().unwrap()]);
     let nodes = platform.data().join("nodes");

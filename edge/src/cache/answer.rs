@@ -50,12 +50,13 @@ pub(crate) fn from_object(object: &Arc<Object>, asking: Asking<'_>) -> Option<Re
     let has_range = head.status == StatusCode::OK && asking.headers.contains_key(RANGE);
     // A part is one of the body as it came: lengths of others differ from edge to edge.
     let encoded = if has_range { None } else { object.encoded_for(asking.accepted) };
-    if let Some(short) = judged(head, asking, encoded.is_some())? {
+    let varies = object.is_worth_compressing();
+    if let Some(short) = judged(head, asking, (varies, encoded.is_some()))? {
         return Some(short);
     }
     let mut response = with_fields(head);
     response.headers_mut().insert(AGE, HeaderValue::from(head.freshness.age_s(asking.now_ms)));
-    finish(response.headers_mut(), head, asking);
+    finish(response.headers_mut(), head, asking, varies);
     if let Some((coding, body)) = encoded {
         mark_encoded(response.headers_mut(), coding, body.length);
         return Some(response.map(|_| body_of(body)));
@@ -71,15 +72,15 @@ pub(crate) fn from_object(object: &Arc<Object>, asking: Asking<'_>) -> Option<Re
     })
 }
 
-/// What a stored response says to this one who asks.
-fn finish(fields: &mut HeaderMap, head: &Head, asking: Asking<'_>) {
+/// What a stored response says to this one who asks. `varies`: others may get it compressed.
+fn finish(fields: &mut HeaderMap, head: &Head, asking: Asking<'_>, varies: bool) {
     if asking.is_edge {
         tags::tell(fields, &tags::CACHE_TAG, &head.tags);
         fields.insert(PURGED, HeaderValue::from(head.asked_at));
         return;
     }
     fields.remove(CDN_CACHE_CONTROL);
-    if head.compressible {
+    if varies {
         encoding::add_vary(fields);
     }
     if let Some(rule) = asking.rule {
@@ -103,7 +104,10 @@ fn mark_encoded(fields: &mut HeaderMap, coding: Coding, length: u64) {
 /// Answers from a response as it comes. A client's range is served where it is one, of a length that is known.
 pub(crate) fn from_fill(head: &Head, reader: Reader, asking: Asking<'_>) -> Option<Response<Body>> {
     let request = asking.headers;
-    if let Some(short) = judged(head, asking, false)? {
+    let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    // Of one whose length is not known yet it is not known either; without a word about it this answer is good for all.
+    let varies = length.is_some_and(|length| head.is_worth_compressing(length));
+    if let Some(short) = judged(head, asking, (varies, false))? {
         return Some(short);
     }
     let mut response = with_fields(head);
@@ -111,8 +115,7 @@ pub(crate) fn from_fill(head: &Head, reader: Reader, asking: Asking<'_>) -> Opti
     if age_s > 0 {
         response.headers_mut().insert(AGE, HeaderValue::from(age_s));
     }
-    finish(response.headers_mut(), head, asking);
-    let length = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    finish(response.headers_mut(), head, asking, varies);
     let range = request.get(RANGE).filter(|_| head.status == StatusCode::OK);
     let range = range.filter(|_| conditional::range_holds(request, &head.headers));
     let wanted = range.zip(length).map(|(range, length)| range::wanted(range.as_bytes(), length));
@@ -129,7 +132,11 @@ pub(crate) fn from_fill(head: &Head, reader: Reader, asking: Asking<'_>) -> Opti
 }
 
 /// 304, where the client has it; nothing inside where it gets the response; nothing at all where the origin is to judge.
-fn judged(head: &Head, asking: Asking<'_>, encoded: bool) -> Option<Option<Response<Body>>> {
+fn judged(
+    head: &Head,
+    asking: Asking<'_>,
+    (varies, encoded): (bool, bool),
+) -> Option<Option<Response<Body>>> {
     if head.status != StatusCode::OK {
         return Some(None);
     }
@@ -149,7 +156,7 @@ fn judged(head: &Head, asking: Asking<'_>, encoded: bool) -> Option<Option<Respo
             if let Some(tag) = fields.get(ETAG).filter(|_| encoded).map(encoding::weakened) {
                 fields.insert(ETAG, tag);
             }
-            finish(fields, head, asking);
+            finish(fields, head, asking, varies);
             Some(Some(response))
         }
     }

@@ -63,6 +63,12 @@ pub struct Head {
 }
 
 impl Head {
+    /// Whether clients may get it compressed, with a body of that length, bytes.
+    #[must_use]
+    pub fn is_worth_compressing(&self, length: u64) -> bool {
+        self.compressible && worth(self.status, &self.headers, length, false)
+    }
+
     /// What purges look at.
     #[must_use]
     pub fn for_purges(&self) -> purge::Entry<'_> {
@@ -129,7 +135,7 @@ impl Object {
         }
         // What each answer adds to a copy of them has its place.
         head.headers.reserve(ADDED_FIELDS);
-        let tried = if is_worth_compressing(&head, body.length) { 0 } else { u8::MAX };
+        let tried = if head.is_worth_compressing(body.length) { 0 } else { u8::MAX };
         Self {
             head,
             body,
@@ -162,6 +168,12 @@ impl Object {
         let coded = |coding: Coding| Some((coding, self.encoded[coding.index()].as_ref()?));
         coded(best)
             .or_else(|| Coding::ALL.into_iter().filter(|coding| accepted.accepts(*coding)).find_map(coded))
+    }
+
+    /// Whether clients may get it compressed.
+    #[must_use]
+    pub fn is_worth_compressing(&self) -> bool {
+        self.tried.load(Ordering::Relaxed) != u8::MAX
     }
 
     /// The coding that who accepts those would like best, where it has not been tried. It counts as tried from then on.
@@ -207,10 +219,6 @@ impl Object {
         let bodies: u64 = bodies.map(|body| body.length + body.bytes.len() as u64 * 32).sum();
         bodies + (self.head.bytes() + key_bytes + OVERHEAD_BYTES) as u64
     }
-}
-
-fn is_worth_compressing(head: &Head, length: u64) -> bool {
-    head.compressible && worth(head.status, &head.headers, length, false)
 }
 
 /// Copies a body into pieces of its own: what came from a connection would hold on to that connection's buffers.

@@ -35,8 +35,8 @@ impl Pressure {
     /// The capacity that the cache should have now, bytes; `cache_bytes` is what it holds. Between a sixteenth of the maximum
     /// and the maximum.
     ///
-    /// What was asked for before and is not given back yet is not asked for again. Growth stops where it would use more than 85 %
-    /// of the limit if it were filled at once: else the cache would shrink and grow for ever.
+    /// What was asked for before and is not given back yet is not asked for again. Filled at once, the cache would not take the process
+    /// above 85 % of the limit: clients can fill it faster than memory is looked at, and it would shrink and grow for ever.
     pub fn next(&mut self, reading: Reading, cache_bytes: u64) -> u64 {
         let Reading { used, limit } = reading;
         let floor = self.max / PART;
@@ -49,9 +49,13 @@ impl Pressure {
         } else if used > high {
             let kept = cache_bytes.saturating_sub(used - high);
             self.capacity = self.capacity.min(kept).max(floor);
-        } else if used < percent(limit, LOW) {
-            let growth = self.max.div_ceil(PART).min(high - used);
-            self.capacity = self.capacity.saturating_add(growth).min(self.max);
+        } else {
+            if used < percent(limit, LOW) {
+                self.capacity = self.capacity.saturating_add(self.max.div_ceil(PART)).min(self.max);
+            }
+            // What is free bounds what may be filled before the next look.
+            let room = cache_bytes.saturating_add(high - used);
+            self.capacity = self.capacity.min(room).max(floor);
         }
         self.capacity
     }
@@ -77,7 +81,7 @@ pub(crate) async fn follow(cache_max: u64, limit: u64, apply: impl Fn(u64), byte
         let Ok(Some(reading)) = read else { continue };
         let capacity = pressure.next(reading, bytes());
         if capacity != applied {
-            tell(applied, capacity, cache_max, reading);
+            tell((applied, bytes()), capacity, cache_max, reading);
             apply(capacity);
             applied = capacity;
         }
@@ -85,8 +89,8 @@ pub(crate) async fn follow(cache_max: u64, limit: u64, apply: impl Fn(u64), byte
 }
 
 /// Logs the turns, not each step.
-fn tell(before: u64, now: u64, max: u64, Reading { used, limit }: Reading) {
-    if before == max {
+fn tell((before, held): (u64, u64), now: u64, max: u64, Reading { used, limit }: Reading) {
+    if before >= held && now < held {
         tracing::warn!(used, limit, capacity = now, "memory is short: the cache gives some back");
     } else if now == max / PART {
         tracing::warn!(used, limit, capacity = now, "memory is short: the cache is as small as it gets");

@@ -100,9 +100,7 @@ impl Instance {
             .arg("--instance")
             .arg(instance.as_str());
         command.env_clear().envs(&self.ground.base_environment).env(SIDECAR_VARIABLE, instance.as_str());
-        if let Some(level) = std::env::var_os("ATOLL_LOG") {
-            command.env("ATOLL_LOG", level);
-        }
+        command.envs(program::sidecar_environment());
         let output = self.sidecar_log.path().to_owned();
         let start = move || {
             kill_strays(SIDECAR_VARIABLE, instance.as_str());

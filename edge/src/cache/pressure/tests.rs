@@ -23,6 +23,10 @@ fn what_is_over_is_given_back_and_comes_again_slowly() {
     assert_eq!(pressure.next(reading(950), 160), 10);
     assert_eq!(pressure.next(reading(u64::MAX), 0), 10);
     assert_eq!(pressure.next(Reading { used: 5, limit: 0 }, 10), 10);
+    // What is not filled yet must fit into what is free.
+    let mut pressure = Pressure::new(1600);
+    assert_eq!(pressure.next(reading(700), 0), 150);
+    assert_eq!(pressure.next(reading(840), 140), 150);
 }
 
 #[tokio::test]

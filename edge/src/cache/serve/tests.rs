@@ -511,7 +511,7 @@ async fn who_comes_after_a_purge_does_not_join_a_fetch_from_before_it() {
 async fn bodies_are_compressed_behind_the_first_hit_that_would_like_it() {
     local(async {
         let body = "the same line again and again\n".repeat(200).leak();
-        let fields = "cache-control: max-age=60\netag: \"a\"\ncontent-type: text/plain";
+        let fields = "cache-control: max-age=60\netag: \"a\"\ncontent-type: text/plain\ncontent-length: 6000";
         let (cache, stand) = (cache(), Stand::with([Script::Answer(200, fields, body)]));
         let of = |fields: &[(&'static str, &str)]| {
             let (cache, stand, wish) = (Arc::clone(&cache), stand.clone(), get(fields));
