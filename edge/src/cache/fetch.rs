@@ -143,8 +143,9 @@ pub(crate) async fn fetch<O: Origin>(
         }
         (Err(made), None) => return lead.fill().tell(Progress::Failed(made)),
     };
-    // Another edge's may be from before purges that don't name it, or from after some that we are yet to hear of.
-    let asked_at = told_at.unwrap_or(asked_at);
+    // Another edge's may be from before purges that don't name it. It is not believed to be from after some that we are yet to hear of:
+    // at worst those take away what is new, and no edge can say that its answer outlives all of them.
+    let asked_at = told_at.map_or(asked_at, |told| told.min(cache.purges.load().last_of(&wish.resource.app)));
     if validates && response.status() == StatusCode::NOT_MODIFIED {
         origin.learn(true);
         return validated(&cache, &lead, first, &wish, stale, &response, (who, exchanged, asked_at));
