@@ -104,7 +104,9 @@ impl Record {
     }
 
     pub(crate) fn note_cluster(&mut self, cluster: &Cluster) {
-        self.line.cluster = Some(cluster.to.text.to_string());
+        if self.shared.access_log.is_some() {
+            self.line.cluster = Some(cluster.to.text.to_string());
+        }
         self.counts = Some(Arc::clone(&cluster.counts));
     }
 
@@ -175,7 +177,7 @@ impl Record {
             fields.insert(headers::REGION, region);
         }
         // Behind what an origin's own cache says (RFC 9211, section 2).
-        if self.line.cluster.is_some() {
+        if self.counts.is_some() {
             if let Some(of_edge) = self.cache_of_edge.take() {
                 fields.append(CACHE_STATUS, of_edge);
             }

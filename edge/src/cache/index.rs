@@ -98,10 +98,10 @@ impl Index {
         }
     }
 
-    /// Looks for what a request could be answered with.
+    /// Looks for what a request could be answered with, after [`Self::find_plain`], which has counted that the resource was asked for.
     #[must_use]
     pub fn find(&self, resource: &Key, request: &HeaderMap, now_ms: u64) -> Found {
-        match self.entries.get(resource) {
+        match self.entries.peek(resource) {
             Some(Entry::Object(object)) => Found::Object(object),
             Some(Entry::Pass(until_ms)) if now_ms < until_ms => Found::Pass,
             Some(Entry::Pass(_)) | None => Found::Absent(resource.clone()),
@@ -250,7 +250,6 @@ impl Index {
     }
 }
 
-#[allow(dead_code, reason = "for memory that gets scarce, and for reports: nothing asks yet")]
 impl Index {
     /// Sets how many bytes there may be, split as at first. Where that is less than what is stored, entries have gone when this returns;
     /// what is on its way stays.

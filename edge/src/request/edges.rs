@@ -2,13 +2,16 @@
 
 use super::origin::{REFUSED, Regional, asker_of, purged_of};
 use super::{Routed, route};
+use crate::cache::answer::Asking;
 use crate::cache::encoding::accepted::Accepted;
 use crate::cache::fetch::{Fetched, Origin, Wish};
 use crate::cache::is_for_cache;
-use crate::cache::serve::respond;
+use crate::cache::serve::{Answered, quick, respond};
 use crate::worker::Worker;
 use atoll_identity::{PeerIdentity, SpiffeKind};
 use atoll_model::{Hop, Reason, Role};
+use atoll_process::clock::unix_ms;
+use atoll_proxy::admission::Admission;
 use atoll_proxy::answer::{self, InternalAnswer};
 use atoll_proxy::exchange::Handler;
 use atoll_proxy::{Body, Exchange, Tries, headers};
@@ -52,6 +55,19 @@ impl EdgeConnection {
             route(shared, &host, exchange.request.uri().path()).map_err(|made| unsent(made.reason))?;
         let admission = shared.admissions.take().ok_or_else(|| unsent(Reason::EdgeFull))?;
         let (key, resource) = routed.resource(&exchange, &host);
+        // It has heard of a purge that we have not: what we have may be what that one names.
+        let is_behind = cache.purges.load().last_of(&resource.app) < known;
+        let asking = Asking {
+            method: exchange.request.method(),
+            headers: exchange.request.headers(),
+            accepted: Accepted::NONE,
+            rule: routed.rule.as_deref(),
+            is_edge: true,
+            now_ms: unix_ms(),
+        };
+        if !is_behind && let Some(answered) = quick(cache, &key, asking) {
+            return Ok(of_cache(answered, admission));
+        }
         let Routed { cluster, rule, .. } = routed;
         let tier = rule.as_ref().map_or_else(Default::default, |rule| rule.tier);
         let mut head = exchange.request.into_parts().0;
@@ -63,15 +79,12 @@ impl EdgeConnection {
         }
         let (worker, tries) = (Rc::clone(&self.worker), Rc::<Tries>::default());
         let origin = Regional { worker, cluster, tries, tier, asker };
-        // It has heard of a purge that we have not: what we have may be what that one names.
-        if cache.purges.load().last_of(&resource.app) < known {
+        if is_behind {
             let Fetched { response, who, .. } = origin.fetch(head).await?;
             return Ok(told(response, &who, None, admission));
         }
         let wish = Wish { head, resource, key, rule, accepted: Accepted::NONE, is_edge: true };
-        let answered = respond(cache, &origin, wish, &shared.metrics).await?;
-        let did = answered.status.to_value_of("Atoll-Edge", None);
-        Ok(told(answered.response, &answered.who, Some(did), admission))
+        Ok(of_cache(respond(cache, &origin, wish, &shared.metrics).await?, admission))
     }
 
     /// What is asked for within a location is for its edges alone; any may be a shield.
@@ -82,12 +95,17 @@ impl EdgeConnection {
     }
 }
 
+fn of_cache(answered: Answered, admission: Admission) -> Response<Body> {
+    let did = answered.status.to_value_of("Atoll-Edge", None);
+    told(answered.response, &answered.who, Some(did), admission)
+}
+
 /// An answer with who made it, and what the cache did, for the asking edge.
 fn told(
     response: Response<Body>,
     who: &HeaderMap,
     did: Option<HeaderValue>,
-    admission: impl Send + 'static,
+    admission: Admission,
 ) -> Response<Body> {
     let mut response = response.map(|body| body.holding(admission));
     response.headers_mut().extend(who.iter().map(|(name, value)| (name.clone(), value.clone())));
