@@ -269,7 +269,7 @@ async fn keep_cache(shared: Arc<Shared>, cache: Arc<Cache>, memory: CacheMemory)
     let index = &cache.index;
     let apply = |bytes| index.set_capacity(bytes);
     tokio::join!(
-        pressure::follow(memory.bytes_max, memory.limit, apply, || index.bytes()),
+        pressure::follow(memory.bytes_max, memory.limit, apply, || index.capacity_in_use()),
         shared.cache_metrics.follow(index),
     );
 }

@@ -265,6 +265,12 @@ impl Index {
         self.entries.capacity() + self.budget.max()
     }
 
+    /// The least capacity with which all that is stored stays. More than [`Self::bytes`]: a part of any capacity is for what is on its way.
+    #[must_use]
+    pub fn capacity_in_use(&self) -> u64 {
+        self.entries.bytes().saturating_mul(8).div_ceil(7)
+    }
+
     /// What each organization has stored.
     #[must_use]
     pub fn organizations(&self) -> Vec<Owned> {
@@ -433,6 +439,10 @@ mod tests {
         }
         assert!(index.bytes() > most / 2);
         assert_eq!(&*index.organizations()[0].owner, "o");
+        let (stored, in_use) = (index.count(), index.capacity_in_use());
+        assert!(in_use <= most, "{in_use}");
+        index.set_capacity(in_use);
+        assert_eq!(index.count(), stored, "what is in use is enough");
         index.set_capacity(most / 4);
         assert!(index.bytes() <= most / 4 && index.count() > 0 && index.evicted() > 0, "{}", index.bytes());
         index.insert(&Key::resource("host", "h", "/0"), &request(&[]), object(&[], &[7; 100]));

@@ -66,7 +66,7 @@ fn percent(of: u64, percent: u64) -> u64 {
 }
 
 /// Keeps the capacity of a cache of at most `cache_max` bytes right, for ever: `apply` is called with it each time that it changes,
-/// `bytes` says what the cache holds. `limit` is that of the process, bytes; 0 finds out which one there is. Nothing happens
+/// `bytes` says which capacity it has in use. `limit` is that of the process, bytes; 0 finds out which one there is. Nothing happens
 /// where memory can't be read.
 pub(crate) async fn follow(cache_max: u64, limit: u64, apply: impl Fn(u64), bytes: impl Fn() -> u64) {
     let mut pressure = Pressure::new(cache_max);
