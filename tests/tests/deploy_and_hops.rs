@@ -237,7 +237,10 @@ fn file_sha256(path: &Path) -> String {
 fn one_line_a_request_is_logged(platform: &Platform) {
     let edge: &Edge = &platform.edges()[2];
     let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    ok(platform.curl(edge, "shop", "/json").header("x-request-id: find-me").header(parent).run());
+    let answer =
+        ok(platform.curl(edge, "shop", "/json").header("x-request-id: find-me").header(parent).run());
+    // Which region it is: after large bodies on two busy cores its own need not be the nearest at once.
+    let region = answer.header("atoll-region").unwrap();
     let path = platform.data().join("logs").join(format!("{}-access.log", edge.site));
     wait_until("the access log has the request", Duration::from_secs(10), || {
         fs::read_to_string(&path).unwrap_or_default().contains("find-me")
@@ -246,7 +249,7 @@ fn one_line_a_request_is_logged(platform: &Platform) {
     let line = text.lines().find(|line| line.contains("find-me")).unwrap();
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     assert_eq!(line["status"], 200, "{line}");
-    assert_eq!(line["region"], "sin");
+    assert_eq!(line["region"], region, "{line}");
     for field in ["instance", "revision", "gateway_us", "sidecar_us", "app_us", "trace_id", "cache"] {
         assert!(!line[field].is_null(), "no {field}: {line}");
     }

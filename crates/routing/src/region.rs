@@ -20,7 +20,7 @@ pub enum Health {
 pub struct Candidate<'a> {
     /// The region.
     pub region: &'a RegionName,
-    /// Measured round-trip time to its gateways, smoothed; `None` when nothing was measured yet.
+    /// Measured round-trip time to its gateways; `None` when nothing was measured yet.
     pub rtt: Option<Duration>,
     /// The cluster's health there.
     pub health: Health,

@@ -41,7 +41,7 @@ pub struct TunnelConfig {
 pub struct TunnelState {
     /// At least one connection is open, its control stream answers, and it takes requests.
     pub connected: bool,
-    /// The smoothed round trip; kept from the last connection while there is none.
+    /// The least round trip of the last ten seconds over all connections; kept while there is none.
     pub rtt: Option<Duration>,
     /// The gateway goes away.
     pub draining: bool,
@@ -66,6 +66,7 @@ impl Tunnel {
             node: config.node,
             region: config.region,
             live: std::cell::RefCell::default(),
+            rtt: std::cell::RefCell::default(),
             state: Arc::clone(&state),
         });
         let hook: ConnectionHook = Rc::new(move |connection| {
@@ -112,6 +113,8 @@ struct Shared {
     region: String,
     /// Of each connection whose control stream answers: its number and whether it drains.
     live: std::cell::RefCell<HashMap<u64, bool>>,
+    /// Of the way, so one for all connections: a new one on a busy way would start without a good time.
+    rtt: std::cell::RefCell<Rtt>,
     state: Arc<ArcSwap<TunnelState>>,
 }
 
@@ -181,7 +184,6 @@ async fn control(shared: Rc<Shared>, connection: PeerConnection) {
         shared,
         connection,
         writer,
-        rtt: Rtt::default(),
         out: VecDeque::new(),
         nonce: 0,
         silence: Silence::new(Instant::now()),
@@ -196,7 +198,6 @@ struct Session {
     shared: Rc<Shared>,
     connection: PeerConnection,
     writer: FrameWriter,
-    rtt: Rtt,
     /// Pings without an answer, oldest first.
     out: VecDeque<(u64, Instant)>,
     nonce: u64,
@@ -279,7 +280,7 @@ impl Session {
                 };
                 let now = Instant::now();
                 self.silence.broken(now);
-                let rtt = self.rtt.add(now - sent);
+                let rtt = self.shared.rtt.borrow_mut().add(now, now - sent);
                 self.live.set(self.draining);
                 self.shared.update(|state| state.rtt = Some(rtt));
             }

@@ -1,57 +1,69 @@
-//! Smoothing of round-trip times.
+//! The distance that round-trip times tell of.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+use tokio::time::Instant;
 
-/// How many of the last times the least is taken of: a queue on the way is not distance.
-const WINDOW: usize = 8;
-/// Weight of a new value, 1/4.
-const WEIGHT: f64 = 0.25;
+/// How far back the least is looked for, as BBR does (draft-ietf-ccwg-bbr, `MinRTTFilterLen`). A shorter way
+/// counts at once, a longer one after this.
+const WINDOW: Duration = Duration::from_secs(10);
 
-/// An exponentially weighted mean of the least of the last few times.
+/// The least of the round-trip times of the last [`WINDOW`]. A time is never too short, but a large body
+/// before the ping on the same connection, or a busy machine, makes it too long by any amount: neither is
+/// distance.
 #[derive(Debug, Default)]
 pub(crate) struct Rtt {
-    last: VecDeque<Duration>,
-    smoothed: Option<Duration>,
+    /// What may yet become the least: each is newer and longer than the one before. So many at most as
+    /// pings are answered within the window.
+    least: VecDeque<(Instant, Duration)>,
 }
 
 impl Rtt {
-    pub(crate) fn add(&mut self, measured: Duration) -> Duration {
-        if self.last.len() == WINDOW {
-            self.last.pop_front();
+    /// Takes a time in; tells the least.
+    pub(crate) fn add(&mut self, now: Instant, measured: Duration) -> Duration {
+        while self.least.back().is_some_and(|(_, time)| *time >= measured) {
+            self.least.pop_back();
         }
-        self.last.push_back(measured);
-        let least = self.last.iter().min().copied().unwrap_or(measured);
-        let next = match self.smoothed {
-            // The first times after a handshake are noisy, but never too short.
-            Some(smoothed) if least >= smoothed => smoothed + (least - smoothed).mul_f64(WEIGHT),
-            Some(smoothed) => smoothed - (smoothed - least).mul_f64(WEIGHT),
-            None => least,
-        };
-        self.smoothed = Some(next);
-        next
+        self.least.push_back((now, measured));
+        while self.least.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW) {
+            self.least.pop_front();
+        }
+        self.least.front().map_or(measured, |(_, time)| *time)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const NEAR: Duration = Duration::from_millis(10);
+    const FAR: Duration = Duration::from_millis(80);
 
     #[test]
-    fn one_late_pong_changes_nothing_and_a_longer_way_is_learnt() {
-        let mut rtt = Rtt::default();
-        let (near, far) = (Duration::from_millis(10), Duration::from_millis(80));
-        for _ in 0..20 {
-            rtt.add(near);
+    fn a_queue_is_not_distance_and_a_longer_way_is_learnt() {
+        let (mut rtt, start) = (Rtt::default(), Instant::now());
+        let mut now = start;
+        rtt.add(now, NEAR);
+        while now < start + WINDOW {
+            now += Duration::from_millis(250);
+            assert_eq!(rtt.add(now, FAR), NEAR);
         }
-        assert_eq!(rtt.add(far), near);
-        for _ in 0..40 {
-            rtt.add(far);
+        assert_eq!(rtt.add(now + Duration::from_millis(1), FAR), FAR, "it lasted: the way is longer");
+        assert_eq!(rtt.add(now + Duration::from_millis(2), NEAR), NEAR, "a shorter way counts at once");
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_the_least_of_the_window(times in proptest::collection::vec((0_u64..4000, 1_u64..100), 1..100)) {
+            let (mut rtt, mut now) = (Rtt::default(), Instant::now());
+            let mut all = Vec::new();
+            for (pause, time) in times {
+                now += Duration::from_millis(pause);
+                all.push((now, Duration::from_millis(time)));
+                let least = all.iter().filter(|(at, _)| now - *at <= WINDOW).map(|(_, time)| *time).min();
+                prop_assert_eq!(Some(rtt.add(now, Duration::from_millis(time))), least);
+            }
         }
-        assert!(rtt.add(far) > Duration::from_millis(75));
-        for _ in 0..20 {
-            rtt.add(near);
-        }
-        assert!(rtt.add(near) < Duration::from_millis(12));
     }
 }
