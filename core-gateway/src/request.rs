@@ -204,7 +204,7 @@ impl Connection {
         }
         set(fields, headers::CLUSTER, &cluster.to.text);
         set(fields, headers::REGION, self.worker.shared.region.as_str());
-        Outgoing::new(head, body, Arc::clone(&cluster.to))
+        Outgoing::new(head, body, Arc::clone(&cluster.to), exchange.interim)
     }
 
     fn finish(&self, answered: Answered, tries: &Tries, started: Instant) -> Response<Body> {

@@ -2,9 +2,9 @@
 
 use atoll_identity::PeerPolicy;
 use atoll_model::{NodeName, RegionName, Role, SiteName};
-use atoll_proxy::Body;
 use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendError, SendTimeouts};
 use atoll_proxy::regions::TunnelFacts;
+use atoll_proxy::{Body, Interim};
 use atoll_routing::tier::EdgeAt;
 use atoll_wire::record::NodeFacts;
 use http::{Request, Response};
@@ -84,10 +84,10 @@ impl PeerConnections {
         edges: &[PeerEdge],
         edge: &PeerEdge,
         request: Request<Body>,
-        head: Duration,
+        (head, interim): (Duration, &Interim),
     ) -> Result<Response<Body>, SendError> {
         let peer = self.connection_to(edges, edge);
-        peer.send(request, SendTimeouts { head, body_idle: None }).await
+        peer.send(request, SendTimeouts { head, body_idle: None }, interim).await
     }
 
     fn connection_to(&self, edges: &[PeerEdge], edge: &PeerEdge) -> H2Peer {

@@ -164,7 +164,8 @@ impl SecureConnection {
         let Routed { cluster, rule, .. } = routed;
         let tier = rule.as_ref().map_or_else(Default::default, |rule| rule.tier);
         let tries = Rc::clone(record.tries());
-        let origin = Regional { worker: Rc::clone(&self.worker), cluster, tries, tier, asker: Asker::Client };
+        let (worker, interim) = (Rc::clone(&self.worker), outgoing.interim);
+        let origin = Regional { worker, cluster, tries, tier, asker: Asker::Client, interim };
         let wish = Wish { head: outgoing.head, resource, key, rule: rule.clone(), accepted, is_edge: false };
         let Answered { mut response, who, status } = respond(cache, &origin, wish, &shared.metrics).await?;
         record.note_cache(status);
@@ -186,8 +187,9 @@ impl SecureConnection {
         let outgoing = prepare(shared, exchange, &routed.cluster)?;
         record.note_trace(&outgoing.head.headers);
         let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&routed.cluster));
-        let tries = Rc::clone(record.tries());
-        let origin = Regional { worker, cluster, tries, tier: atoll_model::Tier::None, asker: Asker::Client };
+        let (tries, interim) = (Rc::clone(record.tries()), outgoing.interim.clone());
+        let (tier, asker) = (atoll_model::Tier::None, Asker::Client);
+        let origin = Regional { worker, cluster, tries, tier, asker, interim };
         let Fetched { mut response, who, .. } = origin.forward(&outgoing).await?;
         record.note_answer(&who);
         if let Some(cache) = &shared.cache {
@@ -368,7 +370,7 @@ fn prepare(shared: &Shared, exchange: Exchange, cluster: &Cluster) -> Result<Out
     set(fields, headers::EDGE, shared.site.as_str());
     set(fields, headers::CLIENT_IP, &client.to_string());
     set(fields, headers::CLUSTER, &cluster.to.text);
-    Ok(Outgoing::new(head, body, Arc::clone(&cluster.to)))
+    Ok(Outgoing::new(head, body, Arc::clone(&cluster.to), exchange.interim))
 }
 
 fn set(fields: &mut HeaderMap, name: HeaderName, value: &str) {

@@ -223,8 +223,12 @@ impl Inbound {
         let started = Instant::now();
         let mut response = match &backend {
             Backend::Bytes(address) => return self.carry(request, *address, in_flight).await,
-            Backend::H1(pool) => pool.send(for_instance(request, &origin), self.timeouts()).await,
-            Backend::H2(pool) => pool.send(for_instance(request, &origin), self.timeouts()).await,
+            Backend::H1(pool) => {
+                pool.send(for_instance(request, &origin), self.timeouts(), &exchange.interim).await
+            }
+            Backend::H2(pool) => {
+                pool.send(for_instance(request, &origin), self.timeouts(), &exchange.interim).await
+            }
         }
         .map_err(|error| {
             debug!(%error, "the instance did not answer");

@@ -1,9 +1,13 @@
 //! Message bodies: one type for every source, with errors that say who failed.
 
+mod received;
+
 use crate::replay::ReplayBody;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+pub(crate) use received::Stream;
+use received::{Received, Source};
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
@@ -11,7 +15,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
 
 /// Whose side of the exchange failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,9 +47,7 @@ pub struct BodyError {
     /// In what way.
     pub fault: BodyFault,
     what: &'static str,
-    /// hyper looks for the reset code in the chain of sources, so this is how a reset is passed on.
-    #[source]
-    cause: h2::Error,
+    code: u32,
 }
 
 impl BodyError {
@@ -56,25 +57,28 @@ impl BodyError {
     /// An error of `side` that resets a stream with `code` (RFC 9113, section 7).
     #[must_use]
     pub fn new(side: Side, what: &'static str, code: u32) -> Self {
-        Self { side, fault: BodyFault::Broken, what, cause: h2::Error::from(h2::Reason::from(code)) }
+        Self { side, fault: BodyFault::Broken, what, code }
     }
 
     /// The HTTP/2 code that the stream was, or is to be, reset with.
     #[must_use]
-    pub fn reset_code(&self) -> u32 {
-        self.cause.reason().map_or(Self::CANCEL, u32::from)
+    pub const fn reset_code(&self) -> u32 {
+        self.code
+    }
+
+    fn from_h2(side: Side, error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(code) => Self::new(side, "the stream was reset", u32::from(code)),
+            None => Self::new(side, "the connection was lost", Self::CANCEL),
+        }
     }
 
     fn from_hyper(side: Side, error: &hyper::Error) -> Self {
-        let code = h2_of(error).and_then(h2::Error::reason).map(u32::from);
-        match code {
-            Some(code) => Self::new(side, "the stream was reset", code),
-            None if is_malformed(error) => Self {
-                fault: BodyFault::Malformed,
-                ..Self::new(side, "the body's framing can't be read", Self::CANCEL)
-            },
-            None => Self::new(side, "the connection was lost", Self::CANCEL),
+        if is_malformed(error) {
+            let malformed = Self::new(side, "the body's framing can't be read", Self::CANCEL);
+            return Self { fault: BodyFault::Malformed, ..malformed };
         }
+        Self::new(side, "the connection was lost", Self::CANCEL)
     }
 }
 
@@ -90,18 +94,6 @@ fn is_malformed(error: &hyper::Error) -> bool {
         cause = current.source();
     }
     false
-}
-
-/// The HTTP/2 error among `error`'s causes.
-pub(crate) fn h2_of(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut cause = std::error::Error::source(error);
-    while let Some(current) = cause {
-        if let Some(found) = current.downcast_ref::<h2::Error>() {
-            return Some(found);
-        }
-        cause = current.source();
-    }
-    None
 }
 
 /// A message body. Not `Send`: it stays on its worker.
@@ -140,12 +132,21 @@ impl Body {
         Self::of(Inner::Boxed(Box::pin(source)))
     }
 
-    /// What a connection receives from `side`. `idle_timeout` bounds each wait for a frame.
+    /// What an HTTP/1.1 connection receives from `side`. `idle_timeout` bounds each wait for a frame.
     pub(crate) fn incoming(body: Incoming, side: Side, idle_timeout: Option<Duration>) -> Self {
         if body.is_end_stream() {
             return Self::empty();
         }
-        Self::of(Inner::Incoming(Received { body, side, idle_timeout, timer: None, armed: false }))
+        Self::received(Source::H1(body), side, idle_timeout)
+    }
+
+    /// The same of an HTTP/2 stream, with the fields of its head.
+    pub(crate) fn of_stream(stream: Stream, side: Side, idle_timeout: Option<Duration>) -> Self {
+        Self::received(Source::H2(Box::new(stream)), side, idle_timeout)
+    }
+
+    fn received(source: Source, side: Side, idle_timeout: Option<Duration>) -> Self {
+        Self::of(Inner::Incoming(Received::new(source, side, idle_timeout)))
     }
 
     pub(crate) fn replay(body: ReplayBody) -> Self {
@@ -240,7 +241,7 @@ impl HttpBody for Body {
         match &self.inner {
             Inner::Empty => true,
             Inner::Full(content) => content.is_none(),
-            Inner::Incoming(received) => received.body.is_end_stream(),
+            Inner::Incoming(received) => received.source.is_end_stream(),
             Inner::Replay(replay) => replay.is_end_stream(),
             Inner::Boxed(source) => source.is_end_stream(),
         }
@@ -252,51 +253,10 @@ impl HttpBody for Body {
             Inner::Full(content) => {
                 SizeHint::with_exact(content.as_ref().map_or(0, |content| content.len() as u64))
             }
-            Inner::Incoming(received) => received.body.size_hint(),
+            Inner::Incoming(received) => received.source.size_hint(),
             Inner::Replay(replay) => replay.size_hint(),
             Inner::Boxed(source) => source.size_hint(),
         }
-    }
-}
-
-/// A hyper body with a bound on each wait.
-struct Received {
-    body: Incoming,
-    side: Side,
-    idle_timeout: Option<Duration>,
-    /// Made at the first wait: most small bodies never wait.
-    timer: Option<Pin<Box<Sleep>>>,
-    armed: bool,
-}
-
-impl Received {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.armed = false;
-            let side = self.side;
-            return Poll::Ready(frame.map(|frame| match frame {
-                Ok(mut frame) => {
-                    if let Some(trailers) = frame.trailers_mut() {
-                        crate::headers::strip_trailers(trailers);
-                    }
-                    Ok(frame)
-                }
-                Err(error) => Err(BodyError::from_hyper(side, &error)),
-            }));
-        }
-        let Some(idle_timeout) = self.idle_timeout else {
-            return Poll::Pending;
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle_timeout)));
-        if !self.armed {
-            timer.as_mut().reset(Instant::now() + idle_timeout);
-            self.armed = true;
-        }
-        ready!(timer.as_mut().poll(context));
-        Poll::Ready(Some(Err(BodyError {
-            fault: BodyFault::Timeout,
-            ..BodyError::new(self.side, "nothing of the body arrived in time", BodyError::CANCEL)
-        })))
     }
 }
 

@@ -6,6 +6,7 @@ mod h1;
 mod h2c;
 mod h2peer;
 mod head;
+mod line;
 mod slot;
 
 pub use connect::{ConnectError, MeshConnector};

@@ -1,6 +1,7 @@
 //! A request on its way through a hop, and who answers it.
 
 use crate::body::Body;
+use crate::interim::Interim;
 use atoll_identity::PeerIdentity;
 use atoll_model::Reason;
 use http::{Request, Response, header};
@@ -45,6 +46,8 @@ pub struct Exchange {
     pub connection: Arc<ConnectionInfo>,
     /// When its head was complete.
     pub started: Instant,
+    /// The way back for responses that come before the response.
+    pub interim: Interim,
 }
 
 impl Exchange {

@@ -2,6 +2,7 @@
 
 use crate::answer::InternalAnswer;
 use crate::body::{Body, BodyFault};
+use crate::interim::Interim;
 use crate::replay::Replay;
 use atoll_model::{ClusterName, Hop, Reason};
 use atoll_routing::retry::{Failure, MethodClass, Retry, Sent, TRIES_MAX, decide};
@@ -41,13 +42,15 @@ pub struct Outgoing {
     pub method: MethodClass,
     /// Where it goes.
     pub to: Arc<Destination>,
+    /// The way back for what comes before the response, from whichever try.
+    pub interim: Interim,
 }
 
 impl Outgoing {
     /// A request whose head is as the next hop is to get it.
     #[must_use]
-    pub fn new(head: request::Parts, body: Body, to: Arc<Destination>) -> Self {
-        Self { method: MethodClass::of(head.method.as_str()), head, body: Replay::new(body), to }
+    pub fn new(head: request::Parts, body: Body, to: Arc<Destination>, interim: Interim) -> Self {
+        Self { method: MethodClass::of(head.method.as_str()), head, body: Replay::new(body), to, interim }
     }
 
     /// What to do after a try that failed for `reason`.

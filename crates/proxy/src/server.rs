@@ -1,7 +1,11 @@
 //! Serving one connection: HTTP/1.1 or HTTP/2, limits, draining.
 
+mod answering;
 mod check;
 mod framing;
+mod http1;
+mod http2;
+mod interject;
 mod limits;
 mod mesh;
 mod patience;

@@ -30,12 +30,21 @@ struct Held<I> {
     gone: usize,
     /// A write at the end of a turn failed: the connection hears of it when it writes next.
     failed: Option<io::ErrorKind>,
+    /// Something was read since it was asked last.
+    heard: bool,
 }
 
 /// Wraps a transport.
 pub(crate) fn turned<I>(io: I) -> (Turned<I>, TurnEnd<I>) {
-    let held = Rc::new(RefCell::new(Held { io, bytes: Vec::new(), gone: 0, failed: None }));
+    let held = Rc::new(RefCell::new(Held { io, bytes: Vec::new(), gone: 0, failed: None, heard: false }));
     (Turned(Rc::clone(&held)), TurnEnd(held))
+}
+
+impl<I> TurnEnd<I> {
+    /// Whether anything was read since the last call.
+    pub(crate) fn heard(&self) -> bool {
+        std::mem::take(&mut self.0.borrow_mut().heard)
+    }
 }
 
 impl<I: AsyncWrite + Unpin> TurnEnd<I> {
@@ -100,7 +109,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for Turned<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_read(context, buffer)
+        let mut held = self.0.borrow_mut();
+        let polled = Pin::new(&mut held.io).poll_read(context, buffer);
+        held.heard |= polled.is_ready();
+        polled
     }
 }
 

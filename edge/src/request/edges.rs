@@ -70,6 +70,7 @@ impl EdgeConnection {
         }
         let Routed { cluster, rule, .. } = routed;
         let tier = rule.as_ref().map_or_else(Default::default, |rule| rule.tier);
+        let interim = exchange.interim;
         let mut head = exchange.request.into_parts().0;
         for name in [headers::TIER, headers::PURGED, headers::TRIES] {
             head.headers.remove(name);
@@ -78,7 +79,7 @@ impl EdgeConnection {
             head.headers.insert(headers::CLUSTER, name);
         }
         let (worker, tries) = (Rc::clone(&self.worker), Rc::<Tries>::default());
-        let origin = Regional { worker, cluster, tries, tier, asker };
+        let origin = Regional { worker, cluster, tries, tier, asker, interim };
         if is_behind {
             let Fetched { response, who, .. } = origin.fetch(head).await?;
             return Ok(told(response, &who, None, admission));

@@ -7,7 +7,7 @@ use crate::views::{Cluster, Snapshot};
 use crate::worker::Worker;
 use atoll_model::{Hop, Reason, Tier};
 use atoll_proxy::answer::{self, InternalAnswer};
-use atoll_proxy::{Body, Outgoing, Tries, headers};
+use atoll_proxy::{Body, Interim, Outgoing, Tries, headers};
 use atoll_routing::tier::{self, Ask, Asker};
 use http::header::{HeaderMap, HeaderValue};
 use http::{Request, Response, request};
@@ -30,6 +30,8 @@ pub(crate) struct Regional {
     pub(crate) tier: Tier,
     /// On whose behalf.
     pub(crate) asker: Asker,
+    /// Its way back for what comes before the response.
+    pub(crate) interim: Interim,
 }
 
 impl Regional {
@@ -58,7 +60,7 @@ impl Regional {
         let request = Request::from_parts(asked, Body::empty());
         let patience = self.cluster.to.response_timeout + TIMEOUT_MARGIN;
         let counts = &self.worker.shared.cache_metrics;
-        match peers.ask(&snapshot.edges, edge, request, patience).await {
+        match peers.ask(&snapshot.edges, edge, request, (patience, &self.interim)).await {
             Err(error) => {
                 debug!(edge = %edge.name, %error, "another edge did not answer: the region is asked");
                 counts.tier_failed.inc();
@@ -95,7 +97,8 @@ impl Regional {
 
 impl Origin for Regional {
     async fn fetch(&self, head: request::Parts) -> Result<Fetched, InternalAnswer> {
-        self.forward(&Outgoing::new(head, Body::empty(), Arc::clone(&self.cluster.to))).await
+        let (to, interim) = (Arc::clone(&self.cluster.to), self.interim.clone());
+        self.forward(&Outgoing::new(head, Body::empty(), to, interim)).await
     }
 
     async fn fetch_shared(

@@ -126,7 +126,7 @@ async fn ask(
     let mut head = outgoing.head.clone();
     head.headers.insert(headers::TRIES, HeaderValue::from(u16::from(tries_left)));
     let timeouts = SendTimeouts { head: outgoing.to.response_timeout + TIMEOUT_MARGIN, body_idle: None };
-    match peer.send(Request::from_parts(head, body), timeouts).await {
+    match peer.send(Request::from_parts(head, body), timeouts, &outgoing.interim).await {
         Err(error) => Err((lost_on_the_way(&error), u8::from(error.sent))),
         Ok(response) => match answer::read_internal(response.headers()) {
             None => Ok(response),

@@ -75,7 +75,7 @@ impl Caller {
             return self.refuse(full, cluster, &accept, &request_id);
         };
         let called = self.mesh.called(cluster);
-        let outgoing = Outgoing::new(head, body, called.to.clone());
+        let outgoing = Outgoing::new(head, body, called.to.clone(), exchange.interim);
         match self.mesh.forward(&called, &outgoing).await {
             Ok(mut response) => {
                 shown(response.headers_mut());

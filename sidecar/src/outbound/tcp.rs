@@ -5,7 +5,7 @@ use crate::bytes::{Activity, abort, from_socket, into_socket, reset};
 use atoll_model::{ClusterName, Hop, Reason};
 use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::server::STREAM_SILENCE_MAX;
-use atoll_proxy::{Outgoing, Side, headers};
+use atoll_proxy::{Interim, Outgoing, Side, headers};
 use http::{HeaderValue, Request};
 use std::rc::Rc;
 use tokio::net::TcpStream;
@@ -26,7 +26,7 @@ pub(crate) async fn carry(caller: &Caller, cluster: &ClusterName, stream: TcpStr
     *request.body_mut() = from_socket(read, Side::Client, &activity).holding(Rc::clone(&admission));
     let (head, body) = request.into_parts();
     let called = caller.mesh.called(cluster);
-    let outgoing = Outgoing::new(head, body, called.to.clone());
+    let outgoing = Outgoing::new(head, body, called.to.clone(), Interim::default());
     let response = match caller.mesh.forward(&called, &outgoing).await {
         Ok(response) => response,
         Err(made) => {

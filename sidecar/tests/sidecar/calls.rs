@@ -2,6 +2,7 @@
 
 use super::world::*;
 use atoll_model::{Reason, Role};
+use atoll_proxy::Interim;
 use atoll_proxy::answer::read_internal;
 use atoll_proxy::client::{H2Peer, SendTimeouts};
 use atoll_wire::record::{AllowRule, RegionCluster};
@@ -91,7 +92,8 @@ fn other_organizations_and_gateways_of_other_regions_are_refused_in_the_handshak
         for identity in
             [mesh.workload("acme/shop/web"), mesh.node(Role::Gateway, "was"), mesh.node(Role::Edge, "fra")]
         {
-            let refused = world.connect(identity).send(asking("/"), SendTimeouts::default()).await;
+            let refused =
+                world.connect(identity).send(asking("/"), SendTimeouts::default(), &Interim::default()).await;
             assert!(refused.is_err());
         }
         assert!(world.heads.borrow().is_empty());
@@ -262,7 +264,8 @@ fn http2_is_taken_and_given() {
             atoll_proxy::ProxyMetrics::unregistered(),
         );
         for _ in 0..3 {
-            let response = pool.send(asking("/trailers"), SendTimeouts::default()).await.unwrap();
+            let response =
+                pool.send(asking("/trailers"), SendTimeouts::default(), &Interim::default()).await.unwrap();
             assert_eq!(response.status(), 200);
             let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
             assert_eq!(body.trailers().unwrap()["grpc-status"], "7");

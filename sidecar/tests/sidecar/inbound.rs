@@ -2,6 +2,7 @@
 
 use super::world::*;
 use atoll_model::{Reason, Role};
+use atoll_proxy::Interim;
 use atoll_proxy::answer::read_internal;
 use atoll_proxy::client::{SendFault, SendTimeouts};
 use atoll_wire::sidecar::Denied;
@@ -60,7 +61,11 @@ fn others_than_gateways_are_refused_in_the_handshake() {
     run(async {
         let world = World::new(|_| {}).await;
         for role in [Role::Edge, Role::Host, Role::Control] {
-            let error = world.peer(role).send(get("/"), SendTimeouts::default()).await.unwrap_err();
+            let error = world
+                .peer(role)
+                .send(get("/"), SendTimeouts::default(), &Interim::default())
+                .await
+                .unwrap_err();
             // In TLS 1.3 the client is done first: the refusal may come after the request was sent.
             assert!(
                 matches!(error.fault, SendFault::Connect | SendFault::Reset | SendFault::Refused),
@@ -86,14 +91,25 @@ fn a_removed_gateway_is_cut_and_not_let_in_again() {
         assert_eq!(ask(&world.peer(Role::Gateway), get("/")).await.status(), 200);
         world.tell(|state| state.denied = vec![denied(2)]);
         tokio::time::timeout(Duration::from_secs(10), async {
-            while gateway.send(get("/"), SendTimeouts::default()).await.is_ok() {}
+            while gateway.send(get("/"), SendTimeouts::default(), &Interim::default()).await.is_ok() {}
         })
         .await
         .expect("the open connection is cut");
-        assert!(world.peer(Role::Gateway).send(get("/"), SendTimeouts::default()).await.is_err());
+        assert!(
+            world
+                .peer(Role::Gateway)
+                .send(get("/"), SendTimeouts::default(), &Interim::default())
+                .await
+                .is_err()
+        );
         world.tell(|state| state.denied.clear());
         tokio::time::timeout(Duration::from_secs(10), async {
-            while world.peer(Role::Gateway).send(get("/"), SendTimeouts::default()).await.is_err() {}
+            while world
+                .peer(Role::Gateway)
+                .send(get("/"), SendTimeouts::default(), &Interim::default())
+                .await
+                .is_err()
+            {}
         })
         .await
         .expect("it is let in again once it is not denied any more");
@@ -222,7 +238,7 @@ fn a_drain_finishes_what_is_in_flight_then_refuses_and_can_be_taken_back() {
         assert!(read_internal(ask(&peer, get("/")).await.headers()).is_none(), "a lame duck serves");
         let mut refused = false;
         while !refused {
-            refused = match peer.send(get("/"), SendTimeouts::default()).await {
+            refused = match peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await {
                 Ok(response) => read_internal(response.headers())
                     .is_some_and(|answer| answer.reason == Reason::Draining && !answer.sent),
                 Err(error) => !error.sent,

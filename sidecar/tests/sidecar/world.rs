@@ -6,7 +6,7 @@ use atoll_model::{InstanceId, Reason, Role, Roles};
 use atoll_process::{Metrics, drain};
 use atoll_proxy::answer::read_internal;
 use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendTimeouts};
-use atoll_proxy::{Body, ProxyMetrics};
+use atoll_proxy::{Body, Interim, ProxyMetrics};
 use atoll_sidecar::{Config, Sidecar};
 use atoll_wire::Message as _;
 use atoll_wire::sidecar::{SidecarState, SidecarStatus};
@@ -260,7 +260,7 @@ pub(crate) fn get(path: &str) -> http::Request<Body> {
 }
 
 pub(crate) async fn ask(peer: &H2Peer, request: http::Request<Body>) -> http::Response<Body> {
-    peer.send(request, SendTimeouts::default()).await.unwrap()
+    peer.send(request, SendTimeouts::default(), &Interim::default()).await.unwrap()
 }
 
 pub(crate) async fn reason(peer: &H2Peer, request: http::Request<Body>) -> (Reason, bool) {

@@ -55,7 +55,7 @@ pub enum ConnectError {
         address: SocketAddr,
         /// Why.
         #[source]
-        cause: hyper::Error,
+        cause: h2::Error,
     },
     /// Nothing of this in time.
     #[error("no connection to {address} within {} ms", .within.as_millis())]

@@ -1,6 +1,6 @@
 //! Why a request got no answer, and whether it may have been processed.
 
-use crate::body::{Body, h2_of};
+use crate::body::Body;
 use http::Request;
 
 /// What went wrong.
@@ -47,20 +47,27 @@ impl SendError {
 
     /// Classifies what hyper says of a request that it had taken.
     pub(crate) fn from_hyper(error: &hyper::Error) -> Self {
-        let h2 = h2_of(error);
-        let refused = h2.is_some_and(|error| {
-            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
-        });
-        let fault = if refused {
-            SendFault::Refused
-        } else if error.is_user() || error.is_body_write_aborted() {
+        let fault = if error.is_user() || error.is_body_write_aborted() {
             SendFault::Client
         } else if error.is_parse() {
             SendFault::Protocol
         } else {
             SendFault::Reset
         };
-        Self { fault, sent: !refused, request: None, detail: chain(error) }
+        Self::sent(fault, chain(error))
+    }
+
+    /// Classifies what became of an HTTP/2 stream.
+    pub(crate) fn of_stream(error: &h2::Error) -> Self {
+        let refused =
+            error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM));
+        let fault = if refused { SendFault::Refused } else { SendFault::Reset };
+        Self { sent: !refused, ..Self::sent(fault, chain(error)) }
+    }
+
+    /// The request's own body has failed, and with it the stream.
+    pub(crate) fn of_body(error: &h2::Error) -> Self {
+        Self::sent(SendFault::Client, chain(error))
     }
 }
 

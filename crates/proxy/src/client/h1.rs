@@ -3,17 +3,23 @@
 use super::error::{SendError, SendFault, chain};
 use super::head::{SendTimeouts, count_upload, within};
 use crate::body::{Body, Side};
+use crate::interim::{INTERIM_MAX, Interim};
 use crate::metrics::ProxyMetrics;
 use crate::replay::Replay;
 use crate::workers::spawn_task;
-use http::{Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::ext::on_informational;
 use hyper_util::rt::TokioIo;
 use std::cell::{Cell, RefCell};
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -118,7 +124,8 @@ impl H1Pool {
         self.0.idle.borrow().len()
     }
 
-    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head. A kept
+    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head; what comes before it is passed
+    /// to `interim`. A kept
     /// connection that turns out to be closed is replaced by a fresh one, once, where that can't
     /// repeat the request or the method is safe.
     ///
@@ -128,12 +135,13 @@ impl H1Pool {
         &self,
         mut request: Request<Body>,
         timeouts: SendTimeouts,
+        interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         *request.version_mut() = Version::HTTP_11;
         let safe = is_safe(request.method());
         if let Some(connection) = self.0.take_idle(safe) {
             let spare = safe.then(|| Spare::of(&mut request));
-            let error = match self.exchange(connection, request, timeouts).await {
+            let error = match self.exchange(connection, request, timeouts, interim).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -149,7 +157,7 @@ impl H1Pool {
             request = again;
         }
         match self.connect().await {
-            Ok(connection) => self.exchange(connection, request, timeouts).await,
+            Ok(connection) => self.exchange(connection, request, timeouts, interim).await,
             Err((fault, detail)) => Err(SendError::unsent(fault, detail, request)),
         }
     }
@@ -190,9 +198,17 @@ impl H1Pool {
         mut connection: Connection,
         mut request: Request<Body>,
         timeouts: SendTimeouts,
+        interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let upload = count_upload(&mut request);
-        let answer = connection.sender.try_send_request(request);
+        let mut early = interim.is_heard().then(|| Early::of(&mut request));
+        let mut answer = pin!(connection.sender.try_send_request(request));
+        let answer = poll_fn(|context| {
+            if let Some(early) = &mut early {
+                early.pass(interim, context);
+            }
+            answer.as_mut().poll(context)
+        });
         let Some(answer) = within(timeouts.head, upload.as_ref(), answer).await else {
             return Err(SendError::sent(SendFault::Timeout, "no response head in time"));
         };
@@ -254,6 +270,26 @@ impl Pool {
         self.idle.borrow_mut().retain(|idle| {
             idle.since.elapsed() <= self.config.idle_timeout && !idle.connection.sender.is_closed()
         });
+    }
+}
+
+/// What comes before a response. hyper tells of it where the connection is driven, which is another task.
+struct Early(mpsc::Receiver<(StatusCode, HeaderMap)>);
+
+impl Early {
+    fn of(request: &mut Request<Body>) -> Self {
+        let (told, early) = mpsc::channel(INTERIM_MAX);
+        on_informational(request, move |response| {
+            // What is too much is left out.
+            let _full = told.try_send((response.status(), response.headers().clone()));
+        });
+        Self(early)
+    }
+
+    fn pass(&mut self, interim: &Interim, context: &mut Context<'_>) {
+        while let Poll::Ready(Some((status, fields))) = self.0.poll_recv(context) {
+            interim.pass(status, &fields);
+        }
     }
 }
 

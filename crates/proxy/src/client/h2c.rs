@@ -1,25 +1,20 @@
 //! HTTP/2 in plain text to an instance on loopback, with prior knowledge.
 
 use super::error::{SendError, SendFault, chain};
-use super::h2peer::{StreamCount, to_http2};
-use super::head::{SendTimeouts, count_upload, within};
-use super::slot::LocalExecutor;
-use crate::body::{Body, Side};
+use super::h2peer::{CONNECTION_WINDOW_MAX, to_http2};
+use super::head::{SendTimeouts, count_upload};
+use super::line::{Line, LineConfig, Unanswered};
+use crate::body::Body;
+use crate::interim::Interim;
 use crate::metrics::ProxyMetrics;
-use crate::workers::spawn_task;
 use http::uri::Scheme;
 use http::{Request, Response};
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
-use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tracing::debug;
 
 /// What may be unread of one response, bytes.
 const STREAM_WINDOW: u32 = 128 * 1024;
@@ -54,16 +49,9 @@ pub struct H2cPool(Rc<Pool>);
 struct Pool {
     config: H2cConfig,
     metrics: ProxyMetrics,
-    open: RefCell<Vec<Connection>>,
+    open: RefCell<Vec<Rc<Line>>>,
     /// Requests that find no connection wait for the one that is being made.
     connecting: tokio::sync::Mutex<()>,
-}
-
-#[derive(Clone)]
-struct Connection {
-    sender: SendRequest<Body>,
-    streams: Rc<Cell<usize>>,
-    streams_max: Rc<Cell<usize>>,
 }
 
 impl fmt::Debug for H2cPool {
@@ -86,11 +74,11 @@ impl H2cPool {
     /// Connections that are open.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.0.open.borrow().iter().filter(|open| !open.sender.is_closed()).count()
+        self.0.open.borrow().iter().filter(|line| !line.is_closed()).count()
     }
 
-    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head. The stream is
-    /// reset when the future, or the response's body, is dropped.
+    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head; what comes before it is passed to
+    /// `interim`. The stream is reset when the future is dropped, or the response's body before its end.
     ///
     /// # Errors
     /// [`SendError::sent`] says whether the instance may have processed the request.
@@ -98,30 +86,20 @@ impl H2cPool {
         &self,
         request: Request<Body>,
         timeouts: SendTimeouts,
+        interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let mut request = to_http2(request, Scheme::HTTP);
         let upload = count_upload(&mut request);
         for _ in 0..SENDS_MAX {
-            let mut connection = match self.0.connection().await {
-                Ok(connection) => connection,
+            let line = match self.0.connection().await {
+                Ok(line) => line,
                 Err((fault, detail)) => return Err(SendError::unsent(fault, detail, request)),
             };
-            let stream = StreamCount::new(&connection.streams);
-            let answer = connection.sender.try_send_request(request);
-            let Some(answer) = within(timeouts.head, upload.as_ref(), answer).await else {
-                return Err(SendError::sent(SendFault::Timeout, "no response head in time"));
-            };
-            match answer {
-                Ok(response) => {
-                    return Ok(response.map(|body| {
-                        Body::incoming(body, Side::Upstream, timeouts.body_idle).holding(stream)
-                    }));
-                }
-                // The connection ended before hyper took the request: another may do.
-                Err(mut failed) => match failed.take_message() {
-                    Some(whole) => request = whole,
-                    None => return Err(SendError::from_hyper(failed.error())),
-                },
+            match line.send(request, timeouts, upload.as_ref(), interim).await {
+                Ok(response) => return Ok(response),
+                // The connection ended before it took the request: another may do.
+                Err(Unanswered::Unsent(whole)) => request = whole,
+                Err(Unanswered::Lost(error)) => return Err(error),
             }
         }
         Err(SendError::unsent(SendFault::Refused, "the instance's connections are closing", request))
@@ -130,15 +108,15 @@ impl H2cPool {
 
 impl Pool {
     /// The connection with the fewest streams, if it takes another.
-    fn free(&self) -> Option<Connection> {
+    fn free(&self) -> Option<Rc<Line>> {
         let mut open = self.open.borrow_mut();
-        open.retain(|connection| !connection.sender.is_closed());
-        let least = open.iter().min_by_key(|connection| connection.streams.get())?;
-        let max = least.streams_max.get().min(self.config.streams_max);
-        (least.streams.get() < max).then(|| least.clone())
+        open.retain(|line| !line.is_closed());
+        let least = open.iter().min_by_key(|line| line.streams())?;
+        let max = least.streams_max().min(self.config.streams_max);
+        (least.streams() < max).then(|| Rc::clone(least))
     }
 
-    async fn connection(&self) -> Result<Connection, (SendFault, String)> {
+    async fn connection(&self) -> Result<Rc<Line>, (SendFault, String)> {
         if let Some(free) = self.free() {
             return Ok(free);
         }
@@ -156,39 +134,21 @@ impl Pool {
             (SendFault::Connect, detail)
         })?;
         self.metrics.upstream_connects.inc();
-        self.open.borrow_mut().push(connection.clone());
+        self.open.borrow_mut().push(Rc::clone(&connection));
         Ok(connection)
     }
 
-    async fn connect(&self) -> Result<Connection, String> {
+    async fn connect(&self) -> Result<Rc<Line>, String> {
         let tcp = TcpStream::connect(self.config.address).await.map_err(|error| error.to_string())?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
         let streams = u32::try_from(self.config.streams_max).unwrap_or(u32::MAX);
-        let (sender, connection) = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
+        let config = LineConfig {
+            stream_window: STREAM_WINDOW,
             // Room for every stream: a few readers that have stopped must not hold up the others.
-            .initial_connection_window_size(STREAM_WINDOW.saturating_mul(streams).min((1 << 31) - 1))
-            .initial_max_send_streams(self.config.streams_max)
-            .max_header_list_size(64 * 1024)
-            .max_send_buf_size(64 * 1024)
-            .max_local_error_reset_streams(1 << 20)
-            .handshake(TokioIo::new(tcp))
-            .await
-            .map_err(|error| chain(&error))?;
-        let streams_max = Rc::new(Cell::new(self.config.streams_max));
-        let told = Rc::clone(&streams_max);
-        spawn_task("instance connection", &self.metrics, async move {
-            let mut connection = pin!(connection);
-            let ended = poll_fn(|context| {
-                let polled = Pin::as_mut(&mut connection).poll(context);
-                told.set(connection.current_max_send_streams().max(1));
-                polled
-            });
-            if let Err(error) = ended.await {
-                debug!(error = chain(&error), "a connection to the instance ended");
-            }
-        });
-        Ok(Connection { sender, streams: Rc::default(), streams_max })
+            connection_window: STREAM_WINDOW.saturating_mul(streams).min(CONNECTION_WINDOW_MAX),
+            streams_max: self.config.streams_max,
+            keep_alive: None,
+        };
+        Line::open(tcp, config).await.map_err(|error| chain(&error))
     }
 }

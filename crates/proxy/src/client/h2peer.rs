@@ -2,15 +2,16 @@
 
 use super::connect::MeshConnector;
 use super::error::{SendError, SendFault};
-use super::head::{SendTimeouts, count_upload, within};
-use super::slot::{Phase, Picked, Slot, keep_connected};
-use crate::body::{Body, Side};
+use super::head::{SendTimeouts, count_upload};
+use super::line::{Line, Unanswered};
+use super::slot::{Phase, Slot, keep_connected};
+use crate::body::Body;
+use crate::interim::Interim;
 use crate::metrics::ProxyMetrics;
 use crate::workers::spawn_task;
 use atoll_identity::PeerIdentity;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version, header};
-use hyper::client::conn::http2::SendRequest;
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
@@ -97,21 +98,19 @@ pub struct PeerConnection {
     pub index: usize,
     /// Who is at the other end.
     pub peer: Arc<PeerIdentity>,
-    pub(crate) sender: SendRequest<Body>,
-    pub(crate) streams: Rc<Cell<usize>>,
-    pub(crate) retired: Rc<Cell<bool>>,
+    pub(crate) line: Rc<Line>,
 }
 
 impl PeerConnection {
     /// Requests in flight on this connection, those of hooks not counted.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.streams.get()
+        self.line.streams()
     }
 
     /// Takes no new requests from now on.
     pub fn retire(&self) {
-        self.retired.set(true);
+        self.line.retire();
     }
 
     /// Sends a request of the hook's own, uncounted and without a timeout.
@@ -119,14 +118,18 @@ impl PeerConnection {
     /// # Errors
     /// As [`H2Peer::send`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        let mut sender = self.sender.clone();
-        let response = sender
-            .send_request(to_http2(request, Scheme::HTTPS))
-            .await
-            .map_err(|e| SendError::from_hyper(&e))?;
-        Ok(response.map(|body| Body::incoming(body, Side::Upstream, None)))
+        let request = to_http2(request, Scheme::HTTPS);
+        let timeouts = SendTimeouts { head: Duration::MAX, body_idle: None };
+        self.line.exchange(request, timeouts, &Interim::default()).await.map_err(
+            |unanswered| match unanswered {
+                Unanswered::Unsent(request) => SendError::unsent(SendFault::Refused, CLOSING, request),
+                Unanswered::Lost(error) => error,
+            },
+        )
     }
 }
+
+const CLOSING: &str = "the peer's connections are closing";
 
 /// The peer. Clones share its connections, which end with the last clone. Stays on its worker.
 #[derive(Clone)]
@@ -246,8 +249,8 @@ impl H2Peer {
         tokio::time::timeout(within, connected).await.is_ok()
     }
 
-    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head. The
-    /// stream is reset when the future, or the response's body, is dropped.
+    /// Sends a request (in the form of [`crate::Exchange`]) and waits for the response's head; what comes before it is passed to
+    /// `interim`. The stream is reset when the future is dropped, or the response's body before its end.
     ///
     /// # Errors
     /// [`SendError::sent`] says whether the peer may have processed the request.
@@ -255,45 +258,34 @@ impl H2Peer {
         &self,
         request: Request<Body>,
         timeouts: SendTimeouts,
+        interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let mut request = to_http2(request, Scheme::HTTPS);
         let upload = count_upload(&mut request);
         for _ in 0..=self.0.inner.slots.len() {
-            let picked = match self.pick().await {
-                Ok(picked) => picked,
+            let line = match self.pick().await {
+                Ok(line) => line,
                 Err((fault, detail)) => return Err(SendError::unsent(fault, detail, request)),
             };
-            let stream = StreamCount::new(&picked.streams);
-            let mut sender = picked.sender;
-            let answer = sender.try_send_request(request);
-            let Some(answer) = within(timeouts.head, upload.as_ref(), answer).await else {
-                return Err(SendError::sent(SendFault::Timeout, "no response head in time"));
-            };
-            match answer {
-                Ok(response) => {
-                    return Ok(response.map(|body| {
-                        Body::incoming(body, Side::Upstream, timeouts.body_idle).holding(stream)
-                    }));
-                }
-                // The connection ended before hyper took the request: another may do.
-                Err(mut failed) => match failed.take_message() {
-                    Some(whole) => request = whole,
-                    None => return Err(SendError::from_hyper(failed.error())),
-                },
+            match line.send(request, timeouts, upload.as_ref(), interim).await {
+                Ok(response) => return Ok(response),
+                // The connection ended before it took the request: another may do.
+                Err(Unanswered::Unsent(whole)) => request = whole,
+                Err(Unanswered::Lost(error)) => return Err(error),
             }
         }
-        Err(SendError::unsent(SendFault::Refused, "the peer's connections are closing", request))
+        Err(SendError::unsent(SendFault::Refused, CLOSING, request))
     }
 
     /// The open connection with the fewest streams; waits for one that is being made.
-    async fn pick(&self) -> Result<Picked, (SendFault, String)> {
+    async fn pick(&self) -> Result<Rc<Line>, (SendFault, String)> {
         let inner = &self.0.inner;
         let deadline = Instant::now() + inner.config.connect_timeout;
         loop {
             let changed = inner.changed.notified();
             let open = inner.slots.iter().filter_map(Slot::candidate);
-            if let Some(found) = open.min_by_key(|picked| picked.streams.get()) {
-                if found.streams.get() < found.streams_max.min(inner.config.streams_max) {
+            if let Some(found) = open.min_by_key(|line| line.streams()) {
+                if found.streams() < found.streams_max().min(inner.config.streams_max) {
                     return Ok(found);
                 }
                 return Err((SendFault::Full, "every connection has its most streams".to_owned()));
@@ -310,22 +302,6 @@ impl H2Peer {
                 return Err((SendFault::Connect, "no connection in time".to_owned()));
             }
         }
-    }
-}
-
-/// Counts one stream while it lives.
-pub(super) struct StreamCount(Rc<Cell<usize>>);
-
-impl StreamCount {
-    pub(super) fn new(streams: &Rc<Cell<usize>>) -> Self {
-        streams.set(streams.get() + 1);
-        Self(Rc::clone(streams))
-    }
-}
-
-impl Drop for StreamCount {
-    fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 

@@ -99,7 +99,7 @@ async fn ask(
 ) -> Result<Response<Body>, InternalAnswer> {
     let request = Request::from_parts(outgoing.head.clone(), body);
     let timeouts = SendTimeouts { head: outgoing.to.response_timeout + TIMEOUT_MARGIN, body_idle: None };
-    match sidecar.peer().send(request, timeouts).await {
+    match sidecar.peer().send(request, timeouts, &outgoing.interim).await {
         Err(error) => Err(lost_on_the_way(hop, &error)),
         Ok(response) => match answer::read_internal(response.headers()) {
             None => Ok(response),

@@ -56,19 +56,14 @@ impl Findings {
 #[derive(Debug)]
 pub(crate) struct Followed<I> {
     io: I,
-    follower: Option<Follower>,
+    follower: Follower,
 }
 
 impl<I> Followed<I> {
     pub(crate) fn new(io: I) -> (Self, Findings) {
         let findings = Findings::default();
-        let follower = Some(Follower::new(findings.clone()));
+        let follower = Follower::new(findings.clone());
         (Self { io, follower }, findings)
-    }
-
-    /// A transport of another protocol.
-    pub(crate) fn not(io: I) -> Self {
-        Self { io, follower: None }
     }
 }
 
@@ -81,8 +76,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for Followed<I> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(context, buffer);
-        if let (Poll::Ready(Ok(())), Some(follower)) = (&polled, &mut this.follower) {
-            follower.follow(&buffer.filled()[before..]);
+        if let Poll::Ready(Ok(())) = &polled {
+            this.follower.follow(&buffer.filled()[before..]);
         }
         polled
     }

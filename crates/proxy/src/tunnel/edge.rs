@@ -7,6 +7,7 @@ use crate::body::Body;
 use crate::client::{
     ConnectionHook, H2Peer, H2PeerConfig, MeshConnector, PeerConnection, SendError, SendTimeouts,
 };
+use crate::interim::Interim;
 use crate::metrics::ProxyMetrics;
 use arc_swap::ArcSwap;
 use atoll_wire::tunnel::{ClusterHeadroom, Headroom, Hello, Ping, frame::Frame};
@@ -103,8 +104,9 @@ impl Tunnel {
         &self,
         request: Request<Body>,
         timeouts: SendTimeouts,
+        interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
-        self.peer.send(request, timeouts).await
+        self.peer.send(request, timeouts, interim).await
     }
 }
 

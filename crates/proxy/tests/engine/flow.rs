@@ -4,7 +4,7 @@ use super::support::*;
 use atoll_model::Role;
 use atoll_proxy::client::{H1Config, H1Pool, H2Peer, H2PeerConfig, MeshConnector, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
-use atoll_proxy::{Body, ProxyMetrics};
+use atoll_proxy::{Body, Interim, ProxyMetrics};
 use http_body_util::BodyExt as _;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -40,14 +40,14 @@ fn a_reader_that_stalls_stops_the_origin() {
         let pool = H1Pool::new(H1Config::local(origin), ProxyMetrics::unregistered());
         let proxy = handler(move |exchange| {
             let pool = pool.clone();
-            async move { pool.send(exchange.request, SendTimeouts::default()).await.unwrap() }
+            async move { pool.send(exchange.request, SendTimeouts::default(), &Interim::default()).await.unwrap() }
         });
         let gateway = ca.node("fra1-gateway", Role::Gateway);
         let server = mesh_server(&gateway, ServerLimits::tunnel(), proxy).await;
         let connector = MeshConnector::new(&ca.node("fra1-edge", Role::Edge), policy(Role::Gateway));
         let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
 
-        let response = peer.send(get("/"), SendTimeouts::default()).await.unwrap();
+        let response = peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap();
         let mut body = response.into_body();
         // Stalled: the origin writes until every buffer on the way is full, and no further.
         let mut before = usize::MAX;
@@ -84,9 +84,11 @@ fn readers_that_stall_hold_up_nobody_else() {
             let peer = H2Peer::open(config, connector, ProxyMetrics::unregistered());
             let mut unread = Vec::new();
             for _ in 0..100 {
-                unread.push(peer.send(get("/large"), SendTimeouts::default()).await.unwrap());
+                unread.push(
+                    peer.send(get("/large"), SendTimeouts::default(), &Interim::default()).await.unwrap(),
+                );
             }
-            let response = peer.send(get("/"), SendTimeouts::default()).await.unwrap();
+            let response = peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap();
             let read = tokio::time::timeout(Duration::from_secs(5), read_all(response.into_body())).await;
             assert_eq!(read.expect("the small one waits for the large ones").unwrap(), "small");
         }
@@ -110,13 +112,14 @@ fn uploads_that_are_not_read_hold_up_nobody_else() {
         let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
         for _ in 0..100 {
             let (peer, request) = (peer.clone(), post("/unread", &*vec![7; 2 << 20].leak()));
-            tokio::task::spawn_local(
-                async move { peer.send(request, SendTimeouts::default()).await.map(drop) },
-            );
+            tokio::task::spawn_local(async move {
+                peer.send(request, SendTimeouts::default(), &Interim::default()).await.map(drop)
+            });
         }
         until("all are under way", || peer.in_flight() == 100).await;
         let echoed = async {
-            let response = peer.send(post("/", b"small"), SendTimeouts::default()).await.unwrap();
+            let response =
+                peer.send(post("/", b"small"), SendTimeouts::default(), &Interim::default()).await.unwrap();
             read_all(response.into_body()).await.unwrap()
         };
         let echoed = tokio::time::timeout(Duration::from_secs(5), echoed).await;

@@ -5,7 +5,7 @@ use atoll_identity::{ClientAuth, Identity, PeerPolicy};
 use atoll_model::Role;
 use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendFault, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
-use atoll_proxy::{Body, ProxyMetrics, Replay};
+use atoll_proxy::{Body, Interim, ProxyMetrics, Replay};
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
@@ -47,7 +47,7 @@ fn bodies_and_trailers_pass_both_ways() {
         let mut request = get("/a?b=c");
         *request.method_mut() = http::Method::POST;
         *request.body_mut() = Body::boxed(body);
-        let response = peer.send(request, SendTimeouts::default()).await.unwrap();
+        let response = peer.send(request, SendTimeouts::default(), &Interim::default()).await.unwrap();
         assert_eq!(peer.in_flight(), 1);
         let collected = response.into_body().collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
@@ -62,7 +62,8 @@ fn a_peer_that_is_not_there_gets_nothing_and_the_request_comes_back() {
         let ca = Ca::new();
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         let peer = edge_peer(&ca, free);
-        let error = peer.send(post("/", "content"), SendTimeouts::default()).await.unwrap_err();
+        let error =
+            peer.send(post("/", "content"), SendTimeouts::default(), &Interim::default()).await.unwrap_err();
         assert_eq!((error.fault, error.sent), (SendFault::Connect, false));
         let request = error.request.unwrap();
         assert_eq!(read_all(request.into_body()).await.unwrap(), "content");
@@ -75,7 +76,10 @@ fn a_peer_of_another_role_is_not_talked_to() {
         let ca = Ca::new();
         let handler = handler(|_| async { Response::new(Body::empty()) });
         let server = mesh_server(&ca.node("fra1-host", Role::Host), ServerLimits::tunnel(), handler).await;
-        let error = edge_peer(&ca, server.address).send(get("/"), SendTimeouts::default()).await.unwrap_err();
+        let error = edge_peer(&ca, server.address)
+            .send(get("/"), SendTimeouts::default(), &Interim::default())
+            .await
+            .unwrap_err();
         assert_eq!((error.fault, error.sent), (SendFault::Connect, false));
     });
 }
@@ -136,7 +140,7 @@ async fn outcome_of(answer: Vec<u8>) -> (SendFault, bool) {
     })
     .await;
     let peer = edge_peer(&ca, address);
-    let error = peer.send(post("/", "x"), SendTimeouts::default()).await.unwrap_err();
+    let error = peer.send(post("/", "x"), SendTimeouts::default(), &Interim::default()).await.unwrap_err();
     (error.fault, error.sent)
 }
 
@@ -177,10 +181,16 @@ fn a_refused_stream_can_be_sent_again_from_its_replay() {
         let (head, body) = post("/", "content").into_parts();
         let replay = Replay::new(body);
         let first = http::Request::from_parts(head.clone(), replay.body().unwrap());
-        let error = edge_peer(&ca, refuse).send(first, SendTimeouts::default()).await.unwrap_err();
+        let error = edge_peer(&ca, refuse)
+            .send(first, SendTimeouts::default(), &Interim::default())
+            .await
+            .unwrap_err();
         assert!(!error.sent);
         let second = http::Request::from_parts(head, replay.body().unwrap());
-        let response = edge_peer(&ca, server.address).send(second, SendTimeouts::default()).await.unwrap();
+        let response = edge_peer(&ca, server.address)
+            .send(second, SendTimeouts::default(), &Interim::default())
+            .await
+            .unwrap();
         assert_eq!(read_all(response.into_body()).await.unwrap(), "content");
     });
 }
@@ -208,7 +218,7 @@ fn no_answer_in_time_and_a_reset_when_given_up() {
             mesh_server(&ca.node("fra1-gateway", Role::Gateway), ServerLimits::tunnel(), handler).await;
         let peer = edge_peer(&ca, server.address);
         let timeouts = SendTimeouts { head: Duration::from_millis(50), body_idle: None };
-        let error = peer.send(get("/"), timeouts).await.unwrap_err();
+        let error = peer.send(get("/"), timeouts, &Interim::default()).await.unwrap_err();
         assert_eq!((error.fault, error.sent), (SendFault::Timeout, true));
         until("the handler is dropped", || gone.get()).await;
         assert_eq!(peer.in_flight(), 0);
@@ -226,10 +236,9 @@ fn a_denied_peer_is_cut_while_it_serves() {
         let connector = MeshConnector::new(&edge, policy(Role::Gateway));
         let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
         let sent = peer.clone();
-        let pending =
-            tokio::task::spawn_local(
-                async move { sent.send(get("/"), SendTimeouts::default()).await.map(drop) },
-            );
+        let pending = tokio::task::spawn_local(async move {
+            sent.send(get("/"), SendTimeouts::default(), &Interim::default()).await.map(drop)
+        });
         until("the request is under way", || server.metrics.in_flight.get() == 1).await;
         edge.connections().set_denied([gateway.own_id()]);
         let error = pending.await.unwrap().unwrap_err();
@@ -253,7 +262,9 @@ fn a_drain_loses_no_request() {
         let requests: Vec<_> = (0..20)
             .map(|_| {
                 let peer = peer.clone();
-                tokio::task::spawn_local(async move { peer.send(get("/"), SendTimeouts::default()).await })
+                tokio::task::spawn_local(async move {
+                    peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await
+                })
             })
             .collect();
         until("they are under way", || server.metrics.in_flight.get() == 20).await;
@@ -289,7 +300,7 @@ fn while_a_server_drains_a_request_is_answered_or_certainly_unsent() {
                 if number == 100 {
                     trigger.start();
                 }
-                match peer.send(post("/", "x"), SendTimeouts::default()).await {
+                match peer.send(post("/", "x"), SendTimeouts::default(), &Interim::default()).await {
                     Ok(response) => {
                         assert_eq!(read_all(response.into_body()).await.unwrap(), "done");
                         true
@@ -328,12 +339,16 @@ fn an_instance_whose_certificate_has_expired_is_given_nothing_new_on_an_old_conn
         let instance = ca.workload("default/shop/web", Duration::from_secs(3));
         let connector = MeshConnector::new(&instance, policy(Role::Gateway));
         let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
-        assert_eq!(peer.send(get("/"), SendTimeouts::default()).await.unwrap().status(), 200);
+        assert_eq!(
+            peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap().status(),
+            200
+        );
         let other = peer.clone();
-        let under_way =
-            tokio::task::spawn_local(async move { other.send(get("/late"), SendTimeouts::default()).await });
+        let under_way = tokio::task::spawn_local(async move {
+            other.send(get("/late"), SendTimeouts::default(), &Interim::default()).await
+        });
         until("it is under way", || server.metrics.in_flight.get() == 1).await;
-        while peer.send(get("/"), SendTimeouts::default()).await.is_ok() {
+        while peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(server.metrics.in_flight.get() == 1 && !under_way.is_finished());

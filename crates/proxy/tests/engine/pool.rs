@@ -2,7 +2,7 @@
 
 use super::support::*;
 use atoll_proxy::client::{H1Config, H1Pool, SendFault, SendTimeouts};
-use atoll_proxy::{Body, ProxyMetrics};
+use atoll_proxy::{Body, Interim, ProxyMetrics};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -44,7 +44,10 @@ fn pool(address: SocketAddr) -> (H1Pool, ProxyMetrics) {
 }
 
 async fn ask(pool: &H1Pool, request: http::Request<Body>) -> Result<bytes::Bytes, SendFault> {
-    let response = pool.send(request, SendTimeouts::default()).await.map_err(|error| error.fault)?;
+    let response = pool
+        .send(request, SendTimeouts::default(), &Interim::default())
+        .await
+        .map_err(|error| error.fault)?;
     Ok(read_all(response.into_body()).await.unwrap())
 }
 
@@ -142,7 +145,7 @@ fn failures_have_names() {
             ("/silent", SendFault::Timeout, true),
             ("/closed", SendFault::Reset, true),
         ] {
-            let error = pool.send(get(path), timeouts).await.unwrap_err();
+            let error = pool.send(get(path), timeouts, &Interim::default()).await.unwrap_err();
             assert_eq!((error.fault, error.sent), (fault, sent), "{path}: {error}");
         }
         until("nothing is left open", || pool.open() == 0).await;
@@ -164,7 +167,7 @@ fn the_bound_holds() {
             tokio::task::spawn_local(async move { ask(&pool, get("/")).await });
         }
         until("both are taken", || connections.get() == 2).await;
-        let error = pool.send(get("/"), SendTimeouts::default()).await.unwrap_err();
+        let error = pool.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap_err();
         assert_eq!((error.fault, error.sent), (SendFault::Full, false));
     });
 }

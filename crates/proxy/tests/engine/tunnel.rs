@@ -6,7 +6,7 @@ use atoll_model::Role;
 use atoll_proxy::client::{H2PeerConfig, MeshConnector, SendFault, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
 use atoll_proxy::tunnel::{ControlStream, Tunnel, TunnelConfig, is_control_stream, serve_control_stream};
-use atoll_proxy::{Body, ProxyMetrics};
+use atoll_proxy::{Body, Interim, ProxyMetrics};
 use atoll_wire::tunnel::ClusterHeadroom;
 use http::Response;
 use std::net::SocketAddr;
@@ -63,7 +63,7 @@ fn a_tunnel_is_warm_measures_and_hears_of_headroom() {
         assert_eq!(state.headroom["default/shop/web"].healthy, 3);
         let rtt = state.rtt.unwrap();
         assert!(rtt >= delay && rtt < delay * 4, "{rtt:?}");
-        let response = tunnel.send(get("/"), SendTimeouts::default()).await.unwrap();
+        let response = tunnel.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap();
         assert_eq!(read_all(response.into_body()).await.unwrap(), "ok");
     });
 }
@@ -78,7 +78,7 @@ fn a_drain_is_heard_and_what_is_in_flight_goes_on() {
         until("it is connected", || tunnel.state().connected && tunnel.peer().connected() == 2).await;
         let sent = tunnel.clone();
         let slow = tokio::task::spawn_local(async move {
-            sent.send(get("/slow"), SendTimeouts::default()).await.map(drop)
+            sent.send(get("/slow"), SendTimeouts::default(), &Interim::default()).await.map(drop)
         });
         until("it is under way", || tunnel.peer().in_flight() == 1).await;
         trigger.start();
@@ -116,7 +116,7 @@ fn a_gateway_that_falls_silent_is_dead_within_seconds_and_its_streams_fail() {
         until("it is connected", || tunnel.state().connected).await;
         let sent = tunnel.clone();
         let slow = tokio::task::spawn_local(async move {
-            sent.send(get("/slow"), SendTimeouts::default()).await.map(drop)
+            sent.send(get("/slow"), SendTimeouts::default(), &Interim::default()).await.map(drop)
         });
         until("it is under way", || tunnel.peer().in_flight() == 1).await;
         silence.send_replace(true);

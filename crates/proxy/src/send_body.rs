@@ -1,0 +1,136 @@
+//! Sending a body on an HTTP/2 stream.
+
+use crate::body::{Body, BodyError};
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::{Body as HttpBody, Frame};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyEnd {
+    /// All of it is on its way.
+    Whole,
+    /// The body failed: the stream was reset with its code.
+    Failed,
+    /// The peer has reset the stream, or its connection is gone.
+    PeerGone,
+    /// The peer took nothing for so long: the stream was reset.
+    Stalled(Duration),
+}
+
+/// Sends `body` to its end. `patience` bounds each wait for the peer to take some of it. A piece goes to the connection whole once the
+/// peer takes some of it, so up to one piece of each stream waits there.
+pub(crate) async fn send_body(
+    stream: &mut SendStream<Bytes>,
+    body: &mut Body,
+    patience: Option<Duration>,
+) -> BodyEnd {
+    let mut waits = Waits { patience, since: None, timer: None };
+    loop {
+        let data = match poll_fn(|cx| next(stream, body, cx)).await {
+            Next::PeerGone => return BodyEnd::PeerGone,
+            Next::Frame(None) => return whole(stream.send_data(Bytes::new(), true)),
+            Next::Frame(Some(Err(error))) => {
+                stream.send_reset(Reason::from(error.reset_code()));
+                return BodyEnd::Failed;
+            }
+            Next::Frame(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => match frame.into_trailers() {
+                    Ok(trailers) => return whole(stream.send_trailers(trailers)),
+                    // Of a kind that HTTP does not have.
+                    Err(_) => continue,
+                },
+            },
+        };
+        let last = body.is_end_stream();
+        if !data.is_empty() {
+            // The least that tells that the peer takes something: more would be held back from the connection's other streams.
+            stream.reserve_capacity(1);
+            match poll_fn(|cx| waits.room(stream, cx)).await {
+                Room::Some => {}
+                Room::PeerGone => return BodyEnd::PeerGone,
+                Room::Stalled(patience) => {
+                    stream.send_reset(Reason::CANCEL);
+                    return BodyEnd::Stalled(patience);
+                }
+            }
+        } else if !last {
+            continue;
+        }
+        match stream.send_data(data, last) {
+            Ok(()) if last => return BodyEnd::Whole,
+            Ok(()) => {}
+            Err(_) => return BodyEnd::PeerGone,
+        }
+    }
+}
+
+fn whole(sent: Result<(), h2::Error>) -> BodyEnd {
+    if sent.is_ok() { BodyEnd::Whole } else { BodyEnd::PeerGone }
+}
+
+enum Next {
+    Frame(Option<Result<Frame<Bytes>, BodyError>>),
+    PeerGone,
+}
+
+fn next(stream: &mut SendStream<Bytes>, body: &mut Body, context: &mut Context<'_>) -> Poll<Next> {
+    if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
+        return Poll::Ready(Next::Frame(frame));
+    }
+    // While there is nothing to send, only this tells.
+    stream.poll_reset(context).map(|_reset| Next::PeerGone)
+}
+
+enum Room {
+    Some,
+    PeerGone,
+    Stalled(Duration),
+}
+
+/// Waits for the peer to take something.
+struct Waits {
+    patience: Option<Duration>,
+    since: Option<Instant>,
+    /// Made at the first wait, and not set again for each: most are short.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Waits {
+    fn room(&mut self, stream: &mut SendStream<Bytes>, context: &mut Context<'_>) -> Poll<Room> {
+        loop {
+            if stream.capacity() > 0 {
+                self.since = None;
+                return Poll::Ready(Room::Some);
+            }
+            match stream.poll_capacity(context) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Room::PeerGone),
+                Poll::Pending => break,
+            }
+        }
+        if stream.poll_reset(context).is_ready() {
+            return Poll::Ready(Room::PeerGone);
+        }
+        self.poll_end(context).map(Room::Stalled)
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Duration> {
+        let Some(patience) = self.patience else { return Poll::Pending };
+        let until = *self.since.get_or_insert_with(Instant::now) + patience;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        while timer.as_mut().poll(context).is_ready() {
+            if Instant::now() >= until {
+                return Poll::Ready(patience);
+            }
+            timer.as_mut().reset(until);
+        }
+        Poll::Pending
+    }
+}
