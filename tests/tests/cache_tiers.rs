@@ -3,14 +3,14 @@
 
 #[path = "caching/app.rs"]
 mod app;
+#[path = "caching/attacks.rs"]
+mod attacks;
 
-use app::{asked, count, get, is_hit, manifest, status};
-use atoll_testkit::{CurlAnswer, Edge, Options, Platform, processes, wait_until};
+use app::{Rig, SOON, asked, by_name as at, count, get, is_hit, manifest, status};
+use atoll_testkit::{Edge, Options, Platform, processes, wait_until};
 use rustix::process::Signal;
 use std::thread;
-use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(30);
 const FRESH: &str = "cc=max-age%3D600&tag=all";
 const RULES: &str = "
 [[host]]
@@ -37,12 +37,8 @@ fn instances_see_one_fetch_whichever_edge_is_asked() {
     variants_and_conditions_pass_between_edges(&platform);
     what_is_for_one_client_goes_no_detour(&platform);
     no_stranger_is_let_in(&platform);
+    attacks_hold_from_one_edge_to_the_other(&platform);
     an_edge_that_is_gone_holds_nobody_up(&platform);
-}
-
-/// Asks an edge by the same name as all others: a port would make it another resource at each.
-fn at(platform: &Platform, edge: &Edge, path: &str, arguments: &[&str]) -> CurlAnswer {
-    app::at(platform, edge, path, &[&["-H", "Host: counts.localhost"], arguments].concat())
 }
 
 fn of_site(platform: &Platform, site: &str) -> Vec<Edge> {
@@ -79,6 +75,12 @@ fn the_edges_of_a_location_share(platform: &Platform) {
     let other_site: Vec<u64> =
         of_site(platform, "fra1").iter().map(|edge| count(&at(platform, edge, &path, &[]))).collect();
     assert_eq!(other_site, [2, 2], "each location has its own");
+}
+
+/// Group E once more: the attacker at one edge of a location, whom it could harm at the other.
+fn attacks_hold_from_one_edge_to_the_other(platform: &Platform) {
+    let fra = of_site(platform, "fra1");
+    attacks::hold(&Rig::new(platform, &fra[0], &fra[1]));
 }
 
 fn a_shield_stands_before_the_region(platform: &Platform) {

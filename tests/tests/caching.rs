@@ -8,12 +8,9 @@ mod attacks;
 #[path = "caching/rules.rs"]
 mod rules;
 
-use app::{at, count, get, manifest, status};
+use app::{FRESH, Rig, SOON, at, count, get, is_hit, manifest, status};
 use atoll_testkit::{Options, Platform, wait_until};
 use std::thread;
-use std::time::Duration;
-
-const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn edges_answer_from_memory_and_forget_when_told() {
@@ -25,7 +22,9 @@ fn edges_answer_from_memory_and_forget_when_told() {
     each_edge_says_what_it_would_do(&platform);
     many_at_a_time_cost_one(&platform);
     what_is_for_one_client_stays_with_it(&platform);
-    attacks::hold(&platform);
+    let first = &platform.edges()[0];
+    attacks::hold(&Rig::new(&platform, first, first));
+    purges_of_others(&platform);
     rules::hold(&platform);
     what_was_done_is_counted(&platform);
     purges_reach_every_edge(&platform);
@@ -34,8 +33,6 @@ fn edges_answer_from_memory_and_forget_when_told() {
     rules::change_with_a_deploy(&platform, &folder);
     a_restart_begins_empty(&platform);
 }
-
-const FRESH: &str = "cc=max-age%3D60";
 
 fn the_second_is_a_hit(platform: &Platform) {
     let path = format!("/hit?{FRESH}");
@@ -186,4 +183,27 @@ fn a_restart_begins_empty(platform: &Platform) {
         platform.edges()[0].pid != edge.pid && get(platform, "/ready", &[]).status == 200
     });
     assert_eq!(count(&get(platform, &path, &[])), before + 1);
+}
+
+/// E09. Another organization's token purges nothing here.
+fn purges_of_others(platform: &Platform) {
+    let path = format!("/theirs?{FRESH}&tag=shared");
+    get(platform, &path, &[]);
+    let _created = platform.atoll().run(&["orgs", "create", "acme"]).expect_code(0);
+    let made = platform
+        .atoll()
+        .run(&["-o", "json", "tokens", "api", "create", "purger", "--org", "acme", "--role", "deploy"])
+        .expect_code(0)
+        .json();
+    let (token, api) =
+        (made["token"].as_str().unwrap(), platform.dev_json()["api"].as_str().unwrap().to_owned());
+    for what in [&["--all"][..], &["--tag", "shared"], &["--prefix", "/"], &["--prefix", "/*"]] {
+        let purge = [&["cache", "purge", "--app", "counts"], what].concat();
+        let refused = platform.anonymous().with_api(&api, token).run(&purge);
+        assert_eq!(refused.code, 1, "{what:?}: {refused:?}");
+    }
+    let wild = platform.atoll().run(&["cache", "purge", "--app", "counts", "--tag", "*"]);
+    assert_eq!(wild.code, 0, "a tag of that name, and no other: {wild:?}");
+    assert!(is_hit(&get(platform, &path, &[])));
+    assert!(at(platform, &platform.edges()[0], &path, &[]).header("cache-tag").is_none());
 }

@@ -3,6 +3,8 @@
 
 #[path = "engine/flow.rs"]
 mod flow;
+#[path = "engine/interim.rs"]
+mod interim;
 #[path = "engine/peer.rs"]
 mod peer;
 #[path = "engine/pool.rs"]

@@ -3,7 +3,8 @@
 cc, cdn, ours: Cache-Control, CDN-Cache-Control, Atoll-CDN-Cache-Control; tag, key: Cache-Tag, Surrogate-Key; vary, etag, expires, date,
 age, location, type: that field; status: another one than 200; wait: seconds; echo: the request's line and fields in the body; same: a body
 without the count; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; breaks: half of
-what was promised, then the connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON.
+what was promised, then the connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON, GET /forget
+forgets them.
 """
 import collections
 import http.server
@@ -38,6 +39,10 @@ class Instance(http.server.BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("content-length", 0)))
         if url.path == "/counts":
             return self.answer(200, json.dumps(seen).encode(), {"type": "application/json", "cc": "no-store"})
+        if url.path == "/forget":
+            with lock:
+                seen.clear()
+            return self.answer(200, b"", {"cc": "no-store"})
         with lock:
             seen[url.path] += 1
             count = seen[url.path]

@@ -1,7 +1,6 @@
 //! `[[host.cache]]`, and what edges compress.
 
-use super::app::{at, count, get, is_hit, manifest, status};
-use super::{FRESH, SOON};
+use super::app::{FRESH, SOON, at, count, get, is_hit, manifest, status};
 use atoll_testkit::{CurlAnswer, Platform, wait_until};
 use std::path::Path;
 
