@@ -4,6 +4,7 @@
 //! begin empty: nothing is on disk.
 
 pub(crate) mod answer;
+mod changed;
 mod compressing;
 pub(crate) mod counts;
 pub mod encoding;
@@ -25,6 +26,7 @@ pub(crate) mod tags;
 use arc_swap::ArcSwap;
 use atoll_proxy::Body;
 use atoll_wire::record;
+use changed::Changed;
 use counts::Counts;
 use http::header::HeaderName;
 use http::{Method, Request};
@@ -57,6 +59,8 @@ pub(crate) struct Cache {
     pub(crate) index: Arc<Index>,
     pub(crate) purges: ArcSwap<Purges>,
     pub(crate) counts: Counts,
+    /// What was changed by way of this edge, and other edges may have as it was.
+    pub(crate) changed: Changed,
     /// Places for requests that go on alone, after what they waited for has failed.
     pub(crate) alone: Semaphore,
     /// Places for bodies that are being compressed.
@@ -70,6 +74,7 @@ impl Cache {
             index: Arc::new(Index::new(bytes_max, object_max)),
             purges: ArcSwap::default(),
             counts: Counts::default(),
+            changed: Changed::default(),
             alone: Semaphore::new(ALONE_MAX),
             compressing: Arc::new(Semaphore::new(compressing::AT_ONCE)),
         })

@@ -270,7 +270,7 @@ async fn keep_cache(shared: Arc<Shared>, cache: Arc<Cache>, memory: CacheMemory)
     let apply = |bytes| index.set_capacity(bytes);
     tokio::join!(
         pressure::follow(memory.bytes_max, memory.limit, apply, || index.capacity_in_use()),
-        shared.cache_metrics.follow(index),
+        shared.cache_metrics.follow(&cache),
     );
 }
 

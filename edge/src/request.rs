@@ -351,7 +351,9 @@ fn invalidate(
         let path = target.split('?').next().unwrap_or(&target);
         let rule = routed.host.cache_rule(&resource.host, path);
         let target = policy::target(&target, rule.map(|rule| &**rule));
-        cache.index.remove(&Key::resource(&routed.host.id, authority, &target));
+        let key = Key::resource(&routed.host.id, authority, &target);
+        cache.index.remove(&key);
+        cache.changed.note(key.place());
     }
 }
 

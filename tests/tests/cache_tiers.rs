@@ -37,6 +37,7 @@ fn instances_see_one_fetch_whichever_edge_is_asked() {
     variants_and_conditions_pass_between_edges(&platform);
     what_is_for_one_client_goes_no_detour(&platform);
     no_stranger_is_let_in(&platform);
+    a_change_is_seen_where_it_was_made(&platform);
     attacks_hold_from_one_edge_to_the_other(&platform);
     an_edge_that_is_gone_holds_nobody_up(&platform);
 }
@@ -75,6 +76,22 @@ fn the_edges_of_a_location_share(platform: &Platform) {
     let other_site: Vec<u64> =
         of_site(platform, "fra1").iter().map(|edge| count(&at(platform, edge, &path, &[]))).collect();
     assert_eq!(other_site, [2, 2], "each location has its own");
+}
+
+/// Whichever edge keeps it for the other.
+fn a_change_is_seen_where_it_was_made(platform: &Platform) {
+    let fra = of_site(platform, "fra1");
+    for n in 0..12 {
+        let path = format!("/changes/{n}?{FRESH}");
+        let before = fra.iter().map(|edge| count(&at(platform, edge, &path, &[]))).max();
+        let change = at(platform, &fra[0], &path, &["-X", "PUT", "-d", "x"]);
+        assert_eq!(Some(count(&change)), before.map(|before| before + 1));
+        let after = at(platform, &fra[0], &path, &[]);
+        assert_eq!(count(&after), count(&change) + 1, "{n}: {}", status(&after));
+        // Once, and from then on out of memory again.
+        assert!(is_hit(&at(platform, &fra[0], &path, &[])));
+        assert!(count(&at(platform, &fra[1], &path, &[])) <= count(&after));
+    }
 }
 
 /// Group E once more: the attacker at one edge of a location, whom it could harm at the other.

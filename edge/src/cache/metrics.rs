@@ -1,7 +1,7 @@
 //! What operators see of the cache. Labels are closed sets.
 
+use super::Cache;
 use super::counts::WORDS;
-use super::index::Index;
 use super::status::CacheStatus;
 use atoll_process::Metrics;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -36,6 +36,8 @@ pub(crate) struct CacheMetrics {
     pub(crate) entries: Gauge,
     /// Responses that had to go for others.
     pub(crate) evicted: Gauge,
+    /// Changed resources that other edges are yet to be asked to validate.
+    pub(crate) changed: Gauge,
     /// Times that a worker found a lock of the index taken.
     pub(crate) lock_waits: Gauge,
 }
@@ -54,12 +56,14 @@ impl CacheMetrics {
             bytes_max: gauge("bytes_max", "What the cache may take now"),
             entries: gauge("entries", "Stored responses"),
             evicted: gauge("evicted", "Responses that had to go for others"),
+            changed: gauge("changed", "Changed resources that other edges are yet to be asked to validate"),
             lock_waits: gauge("lock_waits", "Times that a lock of the index was found taken"),
         }
     }
 
     /// Keeps the gauges true, for ever.
-    pub(crate) async fn follow(&self, index: &Index) {
+    pub(crate) async fn follow(&self, cache: &Cache) {
+        let index = &cache.index;
         let gauge = |gauge: &Gauge, value: u64| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
@@ -68,6 +72,7 @@ impl CacheMetrics {
             gauge(&self.bytes_max, index.capacity());
             gauge(&self.entries, index.count());
             gauge(&self.evicted, index.evicted());
+            gauge(&self.changed, cache.changed.count() as u64);
             gauge(&self.lock_waits, index.contended());
             tokio::time::sleep(LOOK_EVERY).await;
         }

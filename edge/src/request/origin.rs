@@ -9,7 +9,7 @@ use atoll_model::{Hop, Reason, Tier};
 use atoll_proxy::answer::{self, InternalAnswer};
 use atoll_proxy::{Body, Interim, Outgoing, Tries, headers};
 use atoll_routing::tier::{self, Ask, Asker};
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
 use http::{Request, Response, request};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -54,7 +54,13 @@ impl Regional {
         let snapshot = Arc::clone(&*self.worker.shared.views.load());
         let Ask { edge, as_asker } = self.next(&snapshot, place)?;
         let edge = snapshot.edges.iter().find(|known| known.name == *edge)?;
+        let changed = self.worker.shared.cache.as_ref().map(|cache| &cache.changed);
+        let changed = changed.filter(|changed| changed.is_known(place));
         let mut asked = head.clone();
+        if changed.is_some() {
+            // What it has may be from before a change that went past it.
+            asked.headers.append(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        }
         asked.headers.insert(headers::TIER, HeaderValue::from_static(word_of(as_asker)));
         asked.headers.insert(headers::PURGED, HeaderValue::from(purged));
         let request = Request::from_parts(asked, Body::empty());
@@ -79,6 +85,9 @@ impl Regional {
                 }
                 None => {
                     counts.tier_answered.inc();
+                    if let Some(changed) = changed {
+                        changed.forget(place);
+                    }
                     Some(Ok(finish_of_edge(response)))
                 }
             },

@@ -3,7 +3,7 @@
 use super::error::{SendError, SendFault, chain};
 use super::h2peer::{CONNECTION_WINDOW_MAX, to_http2};
 use super::head::{SendTimeouts, count_upload};
-use super::line::{Line, LineConfig, Unanswered};
+use super::line::{Line, LineConfig};
 use crate::body::Body;
 use crate::interim::Interim;
 use crate::metrics::ProxyMetrics;
@@ -96,10 +96,8 @@ impl H2cPool {
                 Err((fault, detail)) => return Err(SendError::unsent(fault, detail, request)),
             };
             match line.send(request, timeouts, upload.as_ref(), interim).await {
-                Ok(response) => return Ok(response),
-                // The connection ended before it took the request: another may do.
-                Err(Unanswered::Unsent(whole)) => request = whole,
-                Err(Unanswered::Lost(error)) => return Err(error),
+                Err(SendError { request: Some(unsent), .. }) => request = *unsent,
+                answered => return answered,
             }
         }
         Err(SendError::unsent(SendFault::Refused, "the instance's connections are closing", request))

@@ -3,7 +3,7 @@
 use super::connect::MeshConnector;
 use super::error::{SendError, SendFault};
 use super::head::{SendTimeouts, count_upload};
-use super::line::{Line, Unanswered};
+use super::line::Line;
 use super::slot::{Phase, Slot, keep_connected};
 use crate::body::Body;
 use crate::interim::Interim;
@@ -120,16 +120,9 @@ impl PeerConnection {
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let request = to_http2(request, Scheme::HTTPS);
         let timeouts = SendTimeouts { head: Duration::MAX, body_idle: None };
-        self.line.exchange(request, timeouts, &Interim::default()).await.map_err(
-            |unanswered| match unanswered {
-                Unanswered::Unsent(request) => SendError::unsent(SendFault::Refused, CLOSING, request),
-                Unanswered::Lost(error) => error,
-            },
-        )
+        self.line.exchange(request, timeouts, &Interim::default()).await
     }
 }
-
-const CLOSING: &str = "the peer's connections are closing";
 
 /// The peer. Clones share its connections, which end with the last clone. Stays on its worker.
 #[derive(Clone)]
@@ -268,13 +261,11 @@ impl H2Peer {
                 Err((fault, detail)) => return Err(SendError::unsent(fault, detail, request)),
             };
             match line.send(request, timeouts, upload.as_ref(), interim).await {
-                Ok(response) => return Ok(response),
-                // The connection ended before it took the request: another may do.
-                Err(Unanswered::Unsent(whole)) => request = whole,
-                Err(Unanswered::Lost(error)) => return Err(error),
+                Err(SendError { request: Some(unsent), .. }) => request = *unsent,
+                answered => return answered,
             }
         }
-        Err(SendError::unsent(SendFault::Refused, CLOSING, request))
+        Err(SendError::unsent(SendFault::Refused, "the peer's connections are closing", request))
     }
 
     /// The open connection with the fewest streams; waits for one that is being made.

@@ -48,14 +48,8 @@ pub(crate) struct LineConfig {
     pub(crate) keep_alive: Option<Duration>,
 }
 
-/// What became of a request that has no response.
-#[derive(Debug)]
-pub(crate) enum Unanswered {
-    /// It never left; another connection may do.
-    Unsent(Request<Body>),
-    /// It may have been processed, as the error says.
-    Lost(SendError),
-}
+/// What a request gets whose connection has ended before it took it.
+const CLOSING: &str = "the connection is closing";
 
 impl Line {
     /// Opens the connection. The task that drives it ends by itself.
@@ -171,18 +165,19 @@ impl Line {
     }
 
     /// Sends a request whose URI has scheme and authority, and waits for the response's head. The stream is reset when the future is
-    /// dropped, or the response's body before its end.
+    /// dropped, or the response's body before its end. The error has the request when it never left: another connection may do.
     pub(crate) async fn send(
         &self,
         request: Request<Body>,
         timeouts: SendTimeouts,
         upload: Option<&ByteCount>,
         interim: &Interim,
-    ) -> Result<Response<Body>, Unanswered> {
+    ) -> Result<Response<Body>, SendError> {
         let counted = Counted::new(&self.streams);
         let answer = within(timeouts.head, upload, self.exchange(request, timeouts, interim)).await;
-        let late = || Unanswered::Lost(SendError::sent(SendFault::Timeout, "no response head in time"));
-        Ok(answer.unwrap_or_else(|| Err(late()))?.map(|body| body.holding(counted)))
+        let response =
+            answer.unwrap_or_else(|| Err(SendError::sent(SendFault::Timeout, "no response head in time")))?;
+        Ok(response.map(|body| body.holding(counted)))
     }
 
     /// The same, uncounted and without a bound on the wait for the head.
@@ -191,23 +186,23 @@ impl Line {
         request: Request<Body>,
         timeouts: SendTimeouts,
         interim: &Interim,
-    ) -> Result<Response<Body>, Unanswered> {
+    ) -> Result<Response<Body>, SendError> {
         let mut requests = self.requests.borrow().clone();
         if poll_fn(|context| requests.poll_ready(context)).await.is_err() {
             self.close();
-            return Err(Unanswered::Unsent(request));
+            return Err(SendError::unsent(SendFault::Refused, CLOSING, request));
         }
         let (mut head, body) = request.into_parts();
         complete(&mut head, &body);
         let ends = body.is_end_stream();
         let sent = requests.send_request(Request::from_parts(head, ()), ends);
-        let (mut response, stream) = sent.map_err(|error| Unanswered::Lost(SendError::of_stream(&error)))?;
+        let (mut response, stream) = sent.map_err(|error| SendError::of_stream(&error))?;
         drop(requests);
         let upload = if ends { None } else { Upload::begin(stream, body).await };
         let answered = answer(&mut response, interim).await;
         let response = answered.map_err(|error| {
             let failed = upload.as_ref().is_some_and(Upload::failed);
-            Unanswered::Lost(if failed { SendError::of_body(&error) } else { SendError::of_stream(&error) })
+            if failed { SendError::of_body(&error) } else { SendError::of_stream(&error) }
         })?;
         let (head, received) = response.into_parts();
         let body = received_body(received, &head.headers, upload, timeouts.body_idle);
@@ -252,7 +247,9 @@ fn received_body(
 ) -> Body {
     let mut stream = Stream::new(received, fields);
     if stream.is_end_stream() {
-        upload.map(Upload::let_go);
+        if let Some(upload) = upload {
+            upload.let_go();
+        }
         return Body::empty();
     }
     if let Some(upload) = upload {
