@@ -105,9 +105,23 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what HTTP/2 does not let through (RFC 9113, section 8.2.2): messages are stripped of it before, but one of which something was
-/// forgotten would not be sent at all.
-pub(crate) fn strip_connection(headers: &mut HeaderMap) {
+/// Fields whose values are never the same twice.
+const NEVER_TWICE: [HeaderName; 4] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("cache-status"),
+    HOPS,
+];
+
+/// Makes a head ready for HTTP/2. Removes what is not let through (RFC 9113, section 8.2.2): messages are stripped of it before, but one of
+/// which something was forgotten would not be sent at all. And keeps both ends' tables (RFC 7541, section 2.3.2) free of what would only
+/// push out what comes again.
+pub(crate) fn ready_for_http2(headers: &mut HeaderMap) {
+    for name in &NEVER_TWICE {
+        if let Some(value) = headers.get_mut(name) {
+            value.set_sensitive(true);
+        }
+    }
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
         headers.remove(name);
     }

@@ -4,7 +4,7 @@
 use super::error::{SendError, SendFault};
 use super::head::{SendTimeouts, within};
 use crate::body::{Body, ByteCount, Side, Stream};
-use crate::headers::strip_connection;
+use crate::headers::ready_for_http2;
 use crate::interim::{INTERIM_MAX, Interim};
 use crate::keep_alive::KeepAlive;
 use crate::send_body::{BodyEnd, send_body};
@@ -212,7 +212,7 @@ impl Line {
 
 /// What every request has, and what HTTP/2 must not have.
 fn complete(head: &mut http::request::Parts, body: &Body) {
-    strip_connection(&mut head.headers);
+    ready_for_http2(&mut head.headers);
     let length = body.size_hint().exact();
     let says_length =
         |length: u64| length > 0 || matches!(head.method, Method::POST | Method::PUT | Method::PATCH);

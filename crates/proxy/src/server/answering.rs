@@ -44,15 +44,14 @@ impl Drop for InFlight {
 }
 
 impl<H: Handler> Answering<H> {
-    /// Answers a request. `is_ambiguous`: two readers could read it differently.
+    /// Answers a request that came when it `started`. `is_ambiguous`: two readers could read it differently.
     pub(super) async fn answer(
         &self,
         mut head: request::Parts,
         body: Body,
         interim: Interim,
-        is_ambiguous: bool,
+        (started, is_ambiguous): (Instant, bool),
     ) -> Response<Body> {
-        let started = Instant::now();
         let version = head.version;
         let checked = if is_ambiguous {
             Err(Refusal { reason: Reason::BadRequest, close: true })

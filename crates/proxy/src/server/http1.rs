@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
@@ -102,7 +103,8 @@ impl<H: Handler> Server<H> {
         let (head, body) = request.into_parts();
         let body = Body::incoming(body, Side::Client, Some(self.answering.limits.body_idle_timeout));
         let interim = self.interjections.of_next(head.version);
-        let response = self.answering.answer(head, body, interim, self.framing.next()).await;
+        let response =
+            self.answering.answer(head, body, interim, (Instant::now(), self.framing.next())).await;
         self.interjections.sent().await;
         self.unread.watch(response.map(|body| body.holding(in_flight)))
     }

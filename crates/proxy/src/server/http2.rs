@@ -5,7 +5,7 @@ use super::answering::{Answering, InFlight};
 use super::serve::ConnectionEnd;
 use crate::body::{Body, Side, Stream};
 use crate::exchange::Handler;
-use crate::headers::strip_connection;
+use crate::headers::ready_for_http2;
 use crate::interim::{Back, Interim};
 use crate::keep_alive::KeepAlive;
 use crate::send_body::{BodyEnd, send_body};
@@ -173,9 +173,9 @@ impl Default for Takes {
 struct Live<'a>(&'a Takes);
 
 impl<'a> Live<'a> {
-    fn new(takes: &'a Takes) -> Self {
+    fn new(takes: &'a Takes, now: Instant) -> Self {
         takes.live.set(takes.live.get() + 1);
-        takes.used.set(Instant::now());
+        takes.used.set(now);
         Self(takes)
     }
 }
@@ -194,21 +194,26 @@ impl<H: Handler> Streams<H> {
         respond: SendResponse<Bytes>,
         context: &mut Context<'_>,
     ) {
-        let mut stream = Box::pin(self.serve(request, respond));
+        let mut stream = Box::pin(Rc::clone(&self).serve(request, respond));
         if stream.as_mut().poll(context).is_pending() {
-            tokio::task::spawn_local(stream);
+            tokio::task::spawn_local(async move {
+                if stream.await {
+                    self.takes.used.set(Instant::now());
+                }
+            });
         }
     }
 
-    async fn serve(self: Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-        let live = Live::new(&self.takes);
-        let end = self.answer(request, respond).await;
+    /// Tells whether the client took the whole of the response.
+    async fn serve(self: Rc<Self>, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> bool {
+        let asked = Instant::now();
+        let live = Live::new(&self.takes, asked);
+        let end = self.answer(request, respond, asked).await;
         drop(live);
-        match end {
-            Some(BodyEnd::Whole) => self.takes.used.set(Instant::now()),
-            Some(BodyEnd::Stalled(patience)) => self.note_stall(patience),
-            _ => {}
+        if let Some(BodyEnd::Stalled(patience)) = end {
+            self.note_stall(patience);
         }
+        end == Some(BodyEnd::Whole)
     }
 
     fn note_stall(&self, patience: Duration) {
@@ -219,7 +224,12 @@ impl<H: Handler> Streams<H> {
     }
 
     /// `None` when the client was gone before its response's head.
-    async fn answer(&self, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<BodyEnd> {
+    async fn answer(
+        &self,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        asked: Instant,
+    ) -> Option<BodyEnd> {
         let Answering { limits, metrics, .. } = &*self.answering;
         let _in_flight = InFlight::new(metrics);
         let reply = Rc::new(Reply(RefCell::new(Some(respond))));
@@ -236,7 +246,7 @@ impl<H: Handler> Streams<H> {
         };
         let response = {
             let interim = Interim::by(Rc::<Reply>::clone(&reply));
-            let mut answer = pin!(self.answering.answer(head, body, interim, false));
+            let mut answer = pin!(self.answering.answer(head, body, interim, (asked, false)));
             poll_fn(|context| match answer.as_mut().poll(context) {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 Poll::Pending => reply.poll_gone(context).map(|()| None),
@@ -300,7 +310,7 @@ impl Back for Reply {
 /// What every response has, and what HTTP/2 must not have.
 fn complete(head: &mut Response<()>, body: &Body) {
     let fields = head.headers_mut();
-    strip_connection(fields);
+    ready_for_http2(fields);
     if !fields.contains_key(DATE) {
         fields.insert(DATE, today());
     }
