@@ -5,7 +5,6 @@ use atoll_wire::node::{
     AskCache, CanServe, Cancel, ControlMessage, More, NodeMessage, PurgeApplied, ReadLogs, ReadStats, Stats,
     control_message::Ask, node_message::Answer,
 };
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -220,23 +219,20 @@ impl Attached {
         serve_answer(self.ask(edge, Ask::PurgeApplied(question))?, within).await
     }
 
-    /// Asks an edge about its cache. What it says is an object.
+    /// Asks an edge about its cache. What it says is JSON, and not read yet.
     pub async fn ask_cache(
         &self,
         edge: &NodeName,
         question: AskCache,
         within: Duration,
-    ) -> Result<Value, AskError> {
+    ) -> Result<String, AskError> {
         let mut answers = self.ask(edge, Ask::AskCache(question))?;
         let message = tokio::time::timeout(within, answers.next()).await.map_err(|_| AskError::Timeout)?;
         match message.and_then(|message| message.answer) {
             Some(Answer::Cache(answer)) if answer.json.len() > CACHE_ANSWER_BYTES_MAX => {
                 Err(AskError::Node("the edge's answer is too long".to_owned()))
             }
-            Some(Answer::Cache(answer)) => match serde_json::from_str(&answer.json) {
-                Ok(said @ Value::Object(_)) => Ok(said),
-                Ok(_) | Err(_) => Err(AskError::Node("the edge's answer can't be read".to_owned())),
-            },
+            Some(Answer::Cache(answer)) => Ok(answer.json),
             Some(Answer::Error(error)) => Err(AskError::Node(error)),
             Some(Answer::LogLines(_) | Answer::Serve(_) | Answer::Stats(_)) | None => Err(AskError::Gone),
         }

@@ -110,7 +110,7 @@ async fn serve(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStream, pe
         Ok(connection) => connection,
         Err(error) => return worker.refused(peer, &error),
     };
-    let Some(identity) = connection.info().identity.clone() else { return };
+    let identity = Arc::clone(connection.peer());
     let Some(who) = Peer::of(&identity) else { return };
     let (limits, place) = match &who {
         Peer::Node { .. } => (&worker.tunnel_limits, None),

@@ -104,7 +104,7 @@ async fn serve_edge(worker: Rc<Worker>, acceptor: MeshAcceptor, stream: TcpStrea
             return debug!(%peer, %error, "refused a connection of who is no edge");
         }
     };
-    let Some(identity) = connection.info().identity.clone() else { return };
+    let identity = Arc::clone(connection.peer());
     let limits = ServerLimits { hop: Hop::Edge, ..ServerLimits::tunnel() };
     let handler = Rc::new(EdgeConnection { worker: Rc::clone(&worker), peer: identity });
     let end = connection.serve(&limits, handler, &shared.metrics, shared.drain.clone()).await;

@@ -21,12 +21,15 @@ use http::{HeaderName, HeaderValue, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Longest wait for an edge.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
 /// Edges that are asked at the same time.
 const ASKED_MAX: usize = 64;
+/// Of all edges' answers, so many bytes are collected.
+const ANSWERS_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Fields of a request that is asked about, and bytes of its URL.
 const FIELDS_MAX: usize = 64;
 const URL_BYTES_MAX: usize = 8 * 1024;
@@ -228,16 +231,31 @@ async fn ask(api: &Api, org: &OrgName, what: What) -> Result<Vec<Answer>, Proble
     let world = api.world();
     let alive = world.alive_with(Role::Edge).map(|(name, seen)| (name.clone(), seen.facts.site.clone()));
     let alive: Vec<(NodeName, String)> = alive.collect();
+    let collected = AtomicUsize::new(0);
     let asked = stream::iter(alive).map(|(edge, site)| {
         let question = AskCache { what: Some(what.clone()) };
+        let collected = &collected;
         async move {
             let said = api.attached.ask_cache(&edge, question, ANSWER_WAIT).await;
-            Answer { edge: edge.to_string(), site, said: said.map_err(|error| error.to_string()) }
+            let said = said.map_err(|error| error.to_string()).and_then(|said| read(&said, collected));
+            Answer { edge: edge.to_string(), site, said }
         }
     });
     let mut answers: Vec<Answer> = asked.buffer_unordered(ASKED_MAX).collect().await;
     answers.sort_by(|a, b| a.edge.cmp(&b.edge));
     Ok(answers)
+}
+
+/// What an edge says, if there is room for it.
+fn read(said: &str, collected: &AtomicUsize) -> Result<Value, String> {
+    if collected.fetch_add(said.len(), Ordering::Relaxed) + said.len() > ANSWERS_BYTES_MAX {
+        let max = ANSWERS_BYTES_MAX >> 20;
+        return Err(format!("the other edges' answers have {max} MiB already; ask for one app"));
+    }
+    match serde_json::from_str(said) {
+        Ok(said @ Value::Object(_)) => Ok(said),
+        Ok(_) | Err(_) => Err("the edge's answer can't be read".to_owned()),
+    }
 }
 
 fn either(said: Result<Value, String>) -> (Option<Value>, Option<String>) {

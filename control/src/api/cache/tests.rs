@@ -128,3 +128,11 @@ fn addresses_are_read_as_clients_write_them() {
         assert_eq!(read(wrong), None, "{wrong}");
     }
 }
+
+#[test]
+fn no_more_is_collected_than_fits() {
+    let collected = AtomicUsize::new(ANSWERS_BYTES_MAX - 4);
+    assert_eq!(read("{}", &collected), Ok(json!({})));
+    assert!(read("[]", &collected).unwrap_err().contains("can't be read"));
+    assert!(read("{}", &collected).unwrap_err().contains("ask for one app"));
+}

@@ -100,10 +100,10 @@ impl MeshAcceptor {
 }
 
 impl MeshConnection {
-    /// Who it is.
+    /// Who is at the other end.
     #[must_use]
-    pub fn info(&self) -> &Arc<ConnectionInfo> {
-        &self.info
+    pub const fn peer(&self) -> &Arc<PeerIdentity> {
+        &self.peer
     }
 
     /// Serves the connection to its end, or until its peer's identity is denied. Once an instance's certificate has
