@@ -33,9 +33,7 @@ pub struct H1Config {
     pub address: SocketAddr,
     /// The most connections, idle or not.
     pub connections_max: usize,
-    /// The most idle connections.
-    pub idle_max: usize,
-    /// How long one may be idle.
+    /// How long one may be idle. Those that were used last are used again first, so that what was needed for a burst ages.
     pub idle_timeout: Duration,
     /// A connection that was idle for longer is not used for a request that may not be sent twice:
     /// its server may be closing it right now.
@@ -51,7 +49,6 @@ impl H1Config {
         Self {
             address,
             connections_max: 1024,
-            idle_max: 64,
             idle_timeout: Duration::from_secs(30),
             trusted_idle: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(1),
@@ -251,10 +248,7 @@ impl Pool {
     }
 
     fn put_idle(&self, connection: Connection) {
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() < self.config.idle_max {
-            idle.push(Idle { connection, since: Instant::now() });
-        }
+        self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
     }
 
     fn drop_oldest(&self) -> bool {

@@ -203,3 +203,33 @@ fn a_program_that_lets_few_wait_is_asked_again_before_the_kernel_does() {
         drop(waiting);
     });
 }
+
+#[test]
+fn what_a_burst_needed_is_used_again_by_the_next() {
+    run(async {
+        let arrived = Rc::<Cell<usize>>::default();
+        let counted = Rc::clone(&arrived);
+        let (address, connections) = origin(move |mut stream, _| {
+            let arrived = Rc::clone(&counted);
+            async move {
+                loop {
+                    read_head(&mut stream).await?;
+                    arrived.set(arrived.get() + 1);
+                    // All at the same time.
+                    while !arrived.get().is_multiple_of(100) {
+                        tokio::task::yield_now().await;
+                    }
+                    stream.write_all(OK).await.ok()?;
+                }
+            }
+        })
+        .await;
+        let (pool, _) = pool(address);
+        for _ in 0..2 {
+            let answers = futures_util::future::join_all((0..100).map(|_| ask(&pool, get("/")))).await;
+            assert!(answers.iter().all(|answer| answer.as_deref() == Ok(b"ok")));
+            until("they are idle", || pool.idle() == 100).await;
+        }
+        assert_eq!(connections.get(), 100);
+    });
+}
