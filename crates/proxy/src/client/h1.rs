@@ -16,10 +16,10 @@ use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -198,10 +198,10 @@ impl H1Pool {
         interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let upload = count_upload(&mut request);
-        let mut early = interim.is_heard().then(|| Early::of(&mut request));
+        let early = interim.is_heard().then(|| Early::of(&mut request));
         let mut answer = pin!(connection.sender.try_send_request(request));
         let answer = poll_fn(|context| {
-            if let Some(early) = &mut early {
+            if let Some(early) = &early {
                 early.pass(interim, context);
             }
             answer.as_mut().poll(context)
@@ -268,20 +268,42 @@ impl Pool {
 }
 
 /// What comes before a response. hyper tells of it where the connection is driven, which is another task.
-struct Early(mpsc::Receiver<(StatusCode, HeaderMap)>);
+#[derive(Default)]
+struct Early(Arc<Mutex<Heard>>);
+
+#[derive(Default)]
+struct Heard {
+    responses: Vec<(StatusCode, HeaderMap)>,
+    count: usize,
+    /// Whoever waits for the response.
+    waker: Option<Waker>,
+}
 
 impl Early {
     fn of(request: &mut Request<Body>) -> Self {
-        let (told, early) = mpsc::channel(INTERIM_MAX);
+        let early = Self::default();
+        let heard = Arc::clone(&early.0);
         on_informational(request, move |response| {
-            // What is too much is left out.
-            let _full = told.try_send((response.status(), response.headers().clone()));
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            if heard.count == INTERIM_MAX {
+                return;
+            }
+            heard.count += 1;
+            heard.responses.push((response.status(), response.headers().clone()));
+            if let Some(waker) = heard.waker.take() {
+                waker.wake();
+            }
         });
-        Self(early)
+        early
     }
 
-    fn pass(&mut self, interim: &Interim, context: &mut Context<'_>) {
-        while let Poll::Ready(Some((status, fields))) = self.0.poll_recv(context) {
+    fn pass(&self, interim: &Interim, context: &Context<'_>) {
+        let responses = {
+            let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            heard.waker = Some(context.waker().clone());
+            std::mem::take(&mut heard.responses)
+        };
+        for (status, fields) in responses {
             interim.pass(status, &fields);
         }
     }
