@@ -5,8 +5,9 @@
 //! record's worth is held, it goes out. Whoever drives the connection calls [`TurnEnd::flush`] after each turn.
 
 use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -48,6 +49,17 @@ impl<I> TurnEnd<I> {
 }
 
 impl<I: AsyncWrite + Unpin> TurnEnd<I> {
+    /// `future`, with [`Self::flush`] after each of its turns.
+    pub(crate) async fn after_each<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            let polled = future.as_mut().poll(context);
+            self.flush(context);
+            polled
+        })
+        .await
+    }
+
     /// Sends what is held. What can't go now goes in a later turn: the task is woken for it.
     pub(crate) fn flush(&self, context: &mut Context<'_>) {
         let mut held = self.0.borrow_mut();
@@ -152,7 +164,6 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Turned<I> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use std::future::poll_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Counts writes.

@@ -147,6 +147,6 @@ impl Pool {
             streams_max: self.config.streams_max,
             keep_alive: None,
         };
-        Line::open(tcp, config).await.map_err(|error| chain(&error))
+        Line::open(tcp, config, &self.metrics).await.map_err(|error| chain(&error))
     }
 }

@@ -7,18 +7,20 @@ use crate::body::{Body, ByteCount, Side, Stream};
 use crate::headers::ready_for_http2;
 use crate::interim::{INTERIM_MAX, Interim};
 use crate::keep_alive::KeepAlive;
+use crate::metrics::ProxyMetrics;
 use crate::send_body::{BodyEnd, send_body};
-use crate::turns::turned;
+use crate::turns::{TurnEnd, Turned, turned};
+use crate::workers::spawn_task;
 use bytes::Bytes;
-use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body as _;
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,7 +55,11 @@ const CLOSING: &str = "the connection is closing";
 
 impl Line {
     /// Opens the connection. The task that drives it ends by itself.
-    pub(crate) async fn open<I>(io: I, config: LineConfig) -> Result<Rc<Self>, h2::Error>
+    pub(crate) async fn open<I>(
+        io: I,
+        config: LineConfig,
+        metrics: &ProxyMetrics,
+    ) -> Result<Rc<Self>, h2::Error>
     where
         I: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -69,14 +75,9 @@ impl Line {
             // Resets of requests that were given up: they must not end what others use.
             .max_local_error_reset_streams(Some(1 << 20))
             .enable_push(false);
-        let handshake = builder.handshake::<_, Bytes>(io);
-        let mut handshake = std::pin::pin!(handshake);
-        let (requests, mut connection) = poll_fn(|context| {
-            let polled = handshake.as_mut().poll(context);
-            turn.flush(context);
-            polled
-        })
-        .await?;
+        let (requests, mut connection) = turn.after_each(builder.handshake::<_, Bytes>(io)).await?;
+        let ping = config.keep_alive.and_then(|every| Some((connection.ping_pong()?, every)));
+        let keep_alive = ping.map(|(ping, every)| KeepAlive::new(ping, every, every));
         let line = Rc::new(Self {
             requests: RefCell::new(requests),
             streams: Rc::default(),
@@ -85,33 +86,8 @@ impl Line {
             closed: Cell::new(false),
             changed: Notify::new(),
         });
-        let ping = config.keep_alive.and_then(|every| Some((connection.ping_pong()?, every)));
-        let mut keep_alive = ping.map(|(ping, every)| KeepAlive::new(ping, every, every));
-        let used_by = Rc::downgrade(&line);
-        tokio::task::spawn_local(async move {
-            let ended = poll_fn(|context| {
-                let polled = Pin::new(&mut connection).poll(context);
-                turn.flush(context);
-                if let Some(line) = used_by.upgrade() {
-                    line.streams_max.set(connection.max_concurrent_send_streams().max(1));
-                    line.look();
-                }
-                if let Some(keep_alive) = &mut keep_alive
-                    && keep_alive.poll(context, || turn.heard()).is_ready()
-                {
-                    debug!("a peer does not answer pings");
-                    return Poll::Ready(Ok(()));
-                }
-                polled
-            });
-            if let Err(error) = ended.await {
-                debug!(%error, "a connection to a peer ended");
-            }
-            drop(connection);
-            if let Some(line) = used_by.upgrade() {
-                line.close();
-            }
-        });
+        let driver = Driver { connection, turn, keep_alive, used_by: Rc::downgrade(&line) };
+        spawn_task("connection to a peer", metrics, driver.run());
         Ok(line)
     }
 
@@ -207,6 +183,48 @@ impl Line {
         let (head, received) = response.into_parts();
         let body = received_body(received, &head.headers, upload, timeouts.body_idle);
         Ok(Response::from_parts(head, body))
+    }
+}
+
+/// What drives a connection.
+struct Driver<I> {
+    connection: Connection<Turned<I>, Bytes>,
+    turn: TurnEnd<I>,
+    keep_alive: Option<KeepAlive>,
+    used_by: Weak<Line>,
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> Driver<I> {
+    async fn run(mut self) {
+        if let Err(error) = poll_fn(|context| self.poll(context)).await {
+            debug!(%error, "a connection to a peer ended");
+        }
+    }
+
+    /// One turn: what has arrived is taken, and what was written goes out.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        let polled = Pin::new(&mut self.connection).poll(context);
+        self.turn.flush(context);
+        if let Some(line) = self.used_by.upgrade() {
+            line.streams_max.set(self.connection.max_concurrent_send_streams().max(1));
+            line.look();
+        }
+        if let Some(keep_alive) = &mut self.keep_alive
+            && keep_alive.poll(context, || self.turn.heard()).is_ready()
+        {
+            debug!("a peer does not answer pings");
+            return Poll::Ready(Ok(()));
+        }
+        polled
+    }
+}
+
+impl<I> Drop for Driver<I> {
+    /// However it ended: nobody is to wait for an answer on it.
+    fn drop(&mut self) {
+        if let Some(line) = self.used_by.upgrade() {
+            line.close();
+        }
     }
 }
 

@@ -124,7 +124,7 @@ async fn open(inner: &Rc<Inner>, index: usize) -> Result<Rc<Line>, ConnectError>
             streams_max: inner.config.streams_max,
             keep_alive: Some(inner.config.keep_alive),
         };
-        let line = Line::open(stream, config).await;
+        let line = Line::open(stream, config, &inner.metrics).await;
         let line = line.map_err(|cause| ConnectError::Http { address, cause })?;
         Ok((line, handle, guard, peer))
     };

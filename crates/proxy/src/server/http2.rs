@@ -11,6 +11,7 @@ use crate::keep_alive::KeepAlive;
 use crate::send_body::{BodyEnd, send_body};
 use crate::server::TakeWithin;
 use crate::turns::{TurnEnd, Turned, turned};
+use crate::workers::spawn_task;
 use atoll_process::Drain;
 use atoll_process::clock::unix_ms;
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use http::header::{CONTENT_LENGTH, DATE, EXPECT, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body::Body as _;
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -43,7 +44,7 @@ where
         }
     };
     let (io, turn) = turned(io);
-    let handshake = each_turn(&turn, builder(&answering).handshake::<_, Bytes>(io));
+    let handshake = turn.after_each(builder(&answering).handshake::<_, Bytes>(io));
     let mut connection = match tokio::time::timeout(limits.head_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return ended(Err(error), ConnectionEnd::Closed),
@@ -93,21 +94,6 @@ fn builder<H>(answering: &Answering<H>) -> Builder {
         .max_pending_accept_reset_streams(limits.pending_resets_max)
         .max_local_error_reset_streams(Some(limits.local_resets_max));
     builder
-}
-
-/// `future`, after each of whose turns what it has written goes out.
-async fn each_turn<I, F>(turn: &TurnEnd<I>, future: F) -> F::Output
-where
-    I: AsyncWrite + Unpin,
-    F: Future,
-{
-    let mut future = pin!(future);
-    poll_fn(|context| {
-        let polled = future.as_mut().poll(context);
-        turn.flush(context);
-        polled
-    })
-    .await
 }
 
 /// A connection, and what is done at each of its turns.
@@ -196,7 +182,8 @@ impl<H: Handler> Streams<H> {
     ) {
         let mut stream = Box::pin(Rc::clone(&self).serve(request, respond));
         if stream.as_mut().poll(context).is_pending() {
-            tokio::task::spawn_local(async move {
+            let streams = Rc::clone(&self);
+            spawn_task("stream", &streams.answering.metrics, async move {
                 if stream.await {
                     self.takes.used.set(Instant::now());
                 }
