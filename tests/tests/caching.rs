@@ -22,6 +22,7 @@ fn edges_answer_from_memory_and_forget_when_told() {
     each_edge_says_what_it_would_do(&platform);
     many_at_a_time_cost_one(&platform);
     what_is_for_one_client_stays_with_it(&platform);
+    what_comes_before_a_response_is_passed_on_and_not_kept(&platform);
     let first = &platform.edges()[0];
     attacks::hold(&Rig::new(&platform, first, first));
     purges_of_others(&platform);
@@ -97,6 +98,24 @@ fn what_is_for_one_client_stays_with_it(platform: &Platform) {
     ] {
         assert_eq!(count(&get(platform, path, &fields)), 1, "{path}");
         assert_eq!(count(&get(platform, path, &fields)), 2, "{path}");
+    }
+}
+
+fn what_comes_before_a_response_is_passed_on_and_not_kept(platform: &Platform) {
+    for (n, version) in ["--http1.1", "--http2"].into_iter().enumerate() {
+        // With the response in the same moment, too.
+        for pause in ["0", "0.2"] {
+            let path = format!("/hints/{n}/{pause}?{FRESH}&hints={pause}");
+            let first = get(platform, &path, &[version]);
+            assert!(count(&first) == 1 && first.interim.len() == 1, "{first:?}");
+            let early = first.interim[0].to_ascii_lowercase();
+            assert!(early.contains(" 103") && early.contains("link: </style.css>; rel=preload"), "{early}");
+            let second = get(platform, &path, &[version]);
+            assert!(
+                is_hit(&second) && second.interim.is_empty() && second.header("link").is_none(),
+                "{second:?}"
+            );
+        }
     }
 }
 

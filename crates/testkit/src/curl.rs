@@ -23,6 +23,8 @@ pub struct CurlAnswer {
     pub version: String,
     /// The last answer's fields, names in lower case.
     pub headers: Vec<(String, String)>,
+    /// The heads that came before its own, such as those of 103, as they were.
+    pub interim: Vec<String>,
     /// The body, unless it went to a file.
     pub body: Vec<u8>,
     /// What curl says went wrong.
@@ -141,13 +143,15 @@ impl Curl {
             .arg(&self.url)
             .output()
             .expect("curl is installed");
+        let heads = std::fs::read_to_string(heads).unwrap_or_default().replace('\r', "");
         let written = String::from_utf8_lossy(&output.stdout).into_owned();
         let (status, version) = written.split_once(' ').unwrap_or_default();
         CurlAnswer {
             exit: output.status.code().unwrap_or(-1),
             status: status.parse().unwrap_or(0),
             version: version.to_owned(),
-            headers: last_head(&std::fs::read_to_string(heads).unwrap_or_default()),
+            headers: last_head(&heads),
+            interim: interim_heads(&heads),
             body: if self.body_to.is_some() { Vec::new() } else { std::fs::read(body).unwrap_or_default() },
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -156,10 +160,16 @@ impl Curl {
 
 /// Interim answers come before the last one, each with a blank line after it.
 fn last_head(heads: &str) -> Vec<(String, String)> {
-    let heads = heads.replace('\r', "");
     let last = heads.trim_end().rsplit("\n\n").next().unwrap_or_default();
     let fields = last.lines().skip(1).filter_map(|line| line.split_once(':'));
     fields.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect()
+}
+
+/// The heads before the last one, as they were.
+fn interim_heads(heads: &str) -> Vec<String> {
+    let mut heads: Vec<String> = heads.trim_end().split("\n\n").map(str::to_owned).collect();
+    heads.pop();
+    heads
 }
 
 #[cfg(test)]
@@ -180,7 +190,8 @@ mod tests {
 
     #[test]
     fn the_last_of_several_heads_counts() {
-        let heads = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nA: b\r\n\r\n";
+        let heads = "HTTP/1.1 103 Early Hints\nX: y\n\nHTTP/1.1 200 OK\nA: b\n\n";
         assert_eq!(last_head(heads), [("a".to_owned(), "b".to_owned())]);
+        assert_eq!(interim_heads(heads), ["HTTP/1.1 103 Early Hints\nX: y"]);
     }
 }

@@ -2,7 +2,7 @@
 
 cc, cdn, ours: Cache-Control, CDN-Cache-Control, Atoll-CDN-Cache-Control; tag, key: Cache-Tag, Surrogate-Key; vary, etag, expires, date,
 age, location, type: that field; status: another one than 200; wait: seconds; echo: the request's line and fields in the body; same: a body
-without the count; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; breaks: half of
+without the count; hints: 103 before it; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; breaks: half of
 what was promised, then the connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON, GET /forget
 forgets them.
 """
@@ -61,6 +61,11 @@ class Instance(http.server.BaseHTTPRequestHandler):
         self.answer(int(want.get("status", 200)), body.encode(), want)
 
     def answer(self, status, body, want):
+        if "hints" in want:
+            self.send_response_only(103)
+            self.send_header("Link", "</style.css>; rel=preload")
+            self.end_headers()
+            time.sleep(float(want["hints"]))
         self.send_response_only(status)
         if "date" not in want:
             self.send_header("Date", self.date_time_string())
