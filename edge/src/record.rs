@@ -171,7 +171,7 @@ impl Record {
             response = without_content(response);
         }
         let fields = response.headers_mut();
-        fields.insert(REQUEST_ID, unrepeated(self.request_id.clone()));
+        fields.insert(REQUEST_ID, self.request_id.clone());
         fields.insert(headers::EDGE, self.shared.site_value.clone());
         if let Some(Ok(region)) = self.line.region.as_deref().map(HeaderValue::try_from) {
             fields.insert(headers::REGION, region);
@@ -182,7 +182,7 @@ impl Record {
                 fields.append(CACHE_STATUS, of_edge);
             }
             let status = self.cache.unwrap_or(CacheStatus::forwarded(Forwarded::Bypass));
-            fields.append(CACHE_STATUS, unrepeated(status.to_value(self.cache_key.as_ref())));
+            fields.append(CACHE_STATUS, status.to_value(self.cache_key.as_ref()));
             self.line.cache = status.word();
         }
         if let (Some(status), Some(counts)) = (&self.cache, &self.counts) {
@@ -232,13 +232,6 @@ impl Record {
         self.line.reason = Some(Reason::ClientGone.code());
         self.line.hop = Some(Hop::Edge.as_str());
     }
-}
-
-/// A value that will hardly come again: kept out of HTTP/2's table of fields (RFC 7541, section 6.2.3), where it would only push out those
-/// that do.
-fn unrepeated(mut value: HeaderValue) -> HeaderValue {
-    value.set_sensitive(true);
-    value
 }
 
 /// An answer to HEAD: what GET would have had, but for the content.

@@ -1,5 +1,5 @@
 //! Edges that share what they keep: two at each of two sites, an instance in one region.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 #[path = "caching/app.rs"]
 mod app;

@@ -1,5 +1,5 @@
 //! The cache through every hop, with an instance that counts what reaches it.
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 #[path = "caching/app.rs"]
 mod app;

