@@ -86,6 +86,11 @@ impl Log {
         self.floor = self.floor.max(version);
     }
 
+    /// Records below the floor were told by one who does not know the deletions up to it: whoever does is to reset it.
+    pub(crate) fn lower_floor(&mut self, floor: u64) {
+        self.floor = self.floor.min(floor);
+    }
+
     /// The watermark, for what was told in full but could not all be kept.
     pub(crate) fn advance(&mut self, version: u64) {
         self.version = self.version.max(version);

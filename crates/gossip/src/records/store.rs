@@ -125,6 +125,9 @@ impl Store {
                 applied.refused.push(Refusal::Outdated);
                 continue;
             }
+            if entry.version <= log.watermark().floor {
+                log.lower_floor(delta.floor);
+            }
             take(log, record, &self.limits, now_ms, &mut applied);
         }
         if !delta.more {
