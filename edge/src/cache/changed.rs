@@ -1,7 +1,7 @@
 //! What a change has made unusable here (RFC 9111, section 4.4), and other edges may still have: they are asked to validate it.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// So many are remembered; behind that the oldest are forgotten, and an edge that is asked may answer with what was before the change until
 /// it is no longer fresh.
@@ -15,15 +15,23 @@ pub(crate) struct Changed(Mutex<Places>);
 
 #[derive(Debug, Default)]
 struct Places {
-    known: HashSet<u64>,
+    /// When each was changed last.
+    known: HashMap<u64, Change>,
     by_age: VecDeque<u64>,
+    last: u64,
 }
+
+/// One change, in the order of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change(u64);
 
 impl Changed {
     /// What is there was changed.
     pub(crate) fn note(&self, place: u64) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !places.known.insert(place) {
+        let mut places = self.lock();
+        places.last += 1;
+        let change = Change(places.last);
+        if places.known.insert(place, change).is_some() {
             return;
         }
         places.by_age.push_back(place);
@@ -34,22 +42,28 @@ impl Changed {
         }
     }
 
-    /// Whether another edge may have what was before a change.
-    pub(crate) fn is_known(&self, place: u64) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).known.contains(&place)
+    /// The last change from before which another edge may have what is there.
+    pub(crate) fn of(&self, place: u64) -> Option<Change> {
+        self.lock().known.get(&place).copied()
     }
 
-    /// The edge that is asked for it has what was there after the change.
-    pub(crate) fn forget(&self, place: u64) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if places.known.remove(&place) {
+    /// The edge that is asked for it has what was there after that change.
+    pub(crate) fn forget(&self, place: u64, change: Change) {
+        let mut places = self.lock();
+        // Another one since is yet to be told.
+        if places.known.get(&place) == Some(&change) {
+            places.known.remove(&place);
             places.by_age.retain(|known| *known != place);
         }
     }
 
     /// How many are remembered.
     pub(crate) fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).known.len()
+        self.lock().known.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,11 +78,21 @@ mod tests {
             changed.note(place);
             changed.note(place);
         }
-        assert!(changed.is_known(0) && changed.count() == CHANGED_MAX);
+        assert!(changed.of(0).is_some() && changed.count() == CHANGED_MAX);
         changed.note(u64::MAX);
-        assert!(!changed.is_known(0) && changed.is_known(1) && changed.count() == CHANGED_MAX);
-        changed.forget(1);
-        changed.forget(1);
-        assert!(!changed.is_known(1) && changed.count() == CHANGED_MAX - 1);
+        assert!(changed.of(0).is_none() && changed.of(1).is_some() && changed.count() == CHANGED_MAX);
+    }
+
+    #[test]
+    fn a_change_while_another_edge_is_asked_is_not_forgotten_with_the_one_before() {
+        let changed = Changed::default();
+        changed.note(1);
+        let first = changed.of(1).expect("it was noted");
+        changed.note(1);
+        changed.forget(1, first);
+        let second = changed.of(1).expect("it was changed again");
+        changed.forget(1, second);
+        changed.forget(1, second);
+        assert!(changed.of(1).is_none() && changed.count() == 0);
     }
 }

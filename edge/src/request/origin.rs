@@ -55,9 +55,9 @@ impl Regional {
         let Ask { edge, as_asker } = self.next(&snapshot, place)?;
         let edge = snapshot.edges.iter().find(|known| known.name == *edge)?;
         let changed = self.worker.shared.cache.as_ref().map(|cache| &cache.changed);
-        let changed = changed.filter(|changed| changed.is_known(place));
+        let change = changed.and_then(|changed| changed.of(place));
         let mut asked = head.clone();
-        if changed.is_some() {
+        if change.is_some() {
             // What it has may be from before a change that went past it.
             asked.headers.append(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         }
@@ -85,8 +85,8 @@ impl Regional {
                 }
                 None => {
                     counts.tier_answered.inc();
-                    if let Some(changed) = changed {
-                        changed.forget(place);
+                    if let Some((changed, change)) = changed.zip(change) {
+                        changed.forget(place, change);
                     }
                     Some(Ok(finish_of_edge(response)))
                 }

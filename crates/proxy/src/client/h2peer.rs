@@ -119,8 +119,7 @@ impl PeerConnection {
     /// As [`H2Peer::send`].
     pub async fn send(&self, request: Request<Body>) -> Result<Response<Body>, SendError> {
         let request = to_http2(request, Scheme::HTTPS);
-        let timeouts = SendTimeouts { head: Duration::MAX, body_idle: None };
-        self.line.exchange(request, timeouts, &Interim::default()).await
+        self.line.exchange(request, None, &Interim::default()).await
     }
 }
 

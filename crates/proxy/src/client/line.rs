@@ -150,7 +150,7 @@ impl Line {
         interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let counted = Counted::new(&self.streams);
-        let answer = within(timeouts.head, upload, self.exchange(request, timeouts, interim)).await;
+        let answer = within(timeouts.head, upload, self.exchange(request, timeouts.body_idle, interim)).await;
         let response =
             answer.unwrap_or_else(|| Err(SendError::sent(SendFault::Timeout, "no response head in time")))?;
         Ok(response.map(|body| body.holding(counted)))
@@ -160,7 +160,7 @@ impl Line {
     pub(crate) async fn exchange(
         &self,
         request: Request<Body>,
-        timeouts: SendTimeouts,
+        body_idle: Option<Duration>,
         interim: &Interim,
     ) -> Result<Response<Body>, SendError> {
         let mut requests = self.requests.borrow().clone();
@@ -174,14 +174,14 @@ impl Line {
         let sent = requests.send_request(Request::from_parts(head, ()), ends);
         let (mut response, stream) = sent.map_err(|error| SendError::of_stream(&error))?;
         drop(requests);
-        let upload = if ends { None } else { Upload::begin(stream, body).await };
+        let upload = if ends { None } else { Some(Upload::begin(stream, body).await) };
         let answered = answer(&mut response, interim).await;
         let response = answered.map_err(|error| {
             let failed = upload.as_ref().is_some_and(Upload::failed);
             if failed { SendError::of_body(&error) } else { SendError::of_stream(&error) }
         })?;
         let (head, received) = response.into_parts();
-        let body = received_body(received, &head.headers, upload, timeouts.body_idle);
+        let body = received_body(received, &head.headers, upload, body_idle);
         Ok(Response::from_parts(head, body))
     }
 }
@@ -278,14 +278,14 @@ fn received_body(
 
 /// A request's body on its way. Dropping it gives it up; the peer may answer before it has all of it, and still want the rest.
 struct Upload {
-    task: AbortHandle,
+    /// Sends what was not here at once; none once it may go on by itself.
+    task: Option<AbortHandle>,
     failed: Rc<Cell<bool>>,
-    goes_on: bool,
 }
 
 impl Upload {
     /// Sends what is here at once; only the rest needs a task of its own.
-    async fn begin(mut stream: SendStream<Bytes>, mut body: Body) -> Option<Self> {
+    async fn begin(mut stream: SendStream<Bytes>, mut body: Body) -> Self {
         let failed = Rc::<Cell<bool>>::default();
         let noted = Rc::clone(&failed);
         let mut sending = Box::pin(async move {
@@ -293,15 +293,8 @@ impl Upload {
             noted.set(end == BodyEnd::Failed);
         });
         let begun = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
-        if begun.is_ready() && !failed.get() {
-            return None;
-        }
-        let task = tokio::task::spawn_local(async move {
-            if begun.is_pending() {
-                sending.await;
-            }
-        });
-        Some(Self { task: task.abort_handle(), failed, goes_on: false })
+        let task = begun.is_pending().then(|| tokio::task::spawn_local(sending).abort_handle());
+        Self { task, failed }
     }
 
     /// Whether it was the body that failed.
@@ -310,14 +303,14 @@ impl Upload {
     }
 
     fn let_go(mut self) {
-        self.goes_on = true;
+        self.task = None;
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if !self.goes_on {
-            self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
         }
     }
 }
