@@ -24,8 +24,8 @@ pub struct Config {
     pub orphan_grace_ms: u64,
     /// Most instances at a time; further placements are reported as not startable. Default 1024.
     pub instances_max: usize,
-    /// Size at which an instance's output file is rotated, bytes; one older file of at most this size
-    /// is kept. Default 8 MiB.
+    /// How much of an instance's output is kept, bytes: the last. On disk it is up to an eighth more. Default
+    /// 8 MiB.
     pub log_bytes_max: u64,
     /// How long what no instance uses of bundles is kept, ms, so that going back to an older revision fetches
     /// nothing. Default an hour.

@@ -32,8 +32,8 @@ pub struct HostMetrics {
     pub sidecar_exits: Counter,
     /// Connections to the sidecars' socket that were refused.
     pub sidecar_refusals: Counter,
-    /// Output files rotated.
-    pub log_rotations: Counter,
+    /// Times that the oldest part of an output file was let go.
+    pub log_trims: Counter,
     /// Output that could not be kept.
     pub log_errors: Counter,
     /// State files that could not be written.
@@ -75,7 +75,10 @@ impl HostMetrics {
                 "atoll_host_sidecar_refusals",
                 "Connections to the sidecars' socket refused",
             ),
-            log_rotations: counter("atoll_host_log_rotations", "Output files rotated"),
+            log_trims: counter(
+                "atoll_host_log_trims",
+                "Times that the oldest part of an output file was let go",
+            ),
             log_errors: counter("atoll_host_log_errors", "Output that could not be kept"),
             state_errors: counter("atoll_host_state_errors", "State files that could not be written"),
             certificates: counter("atoll_host_workload_certificates", "Workload certificates received"),

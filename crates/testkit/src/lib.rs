@@ -36,6 +36,7 @@ mod probe;
 pub mod processes;
 pub mod rogue;
 mod wait;
+mod watchdog;
 
 pub use binary::{atoll_binary, shop_binary};
 pub use cli::{Atoll, CliOutput};

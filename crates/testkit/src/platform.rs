@@ -1,6 +1,6 @@
 //! The platform as its users start it: `atoll dev` in a folder of its own.
 
-use crate::{Atoll, CliOutput, Curl, CurlAnswer, LoadTarget, Version, processes, wait};
+use crate::{Atoll, CliOutput, Curl, CurlAnswer, LoadTarget, Version, processes, wait, watchdog};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs::{self, File};
@@ -72,7 +72,8 @@ pub struct Node {
     pub admin: SocketAddr,
 }
 
-/// A running platform. When it is dropped everything of it is ended, also when the test panics.
+/// A running platform. When it is dropped everything of it is ended, also when the test panics, and when the
+/// test has not ended after a quarter of an hour.
 #[derive(Debug)]
 pub struct Platform {
     folder: TempDir,
@@ -102,6 +103,7 @@ impl Platform {
     pub fn prepare(options: Options) -> Self {
         // Short, since the paths of unix sockets are below it.
         let folder = tempfile::Builder::new().prefix("atoll-").tempdir_in("/tmp").unwrap();
+        watchdog::watch(folder.path());
         fs::create_dir_all(folder.path().join("home")).unwrap();
         Self { folder, options, environment: Vec::new(), dev: None }
     }

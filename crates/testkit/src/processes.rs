@@ -36,6 +36,13 @@ pub fn is_alive(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| fields.first().is_some_and(|state| state != "Z" && state != "X"))
 }
 
+/// The processes that it started itself and that have not been waited for.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
+    let parent = pid.to_string();
+    pids().into_iter().filter(|pid| stat(*pid).is_some_and(|fields| fields.get(1) == Some(&parent))).collect()
+}
+
 /// Clock ticks from boot to its start; with the pid it names one process.
 #[must_use]
 pub fn start_ticks(pid: u32) -> Option<u64> {

@@ -8,6 +8,7 @@ use crate::state::SavedCall;
 use atoll_model::Protocol;
 use bench::{Bench, LISTENER, python, until};
 use record::instance::State;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 fn run(code: &str) -> Vec<String> {
     vec![python(), "-c".to_owned(), code.to_owned()]
@@ -136,14 +137,18 @@ async fn a_lot_of_output_stays_within_its_bound() {
     let code = "import os\nline=b'y'*1023+b'\\n'\nblock=line*64\nfor _ in range(3200): os.write(1,block)\nimport time\nwhile True:\n  os.write(1,b'the end\\n')\n  time.sleep(0.05)";
     let instance = bench.place(run(code), 30_000);
     let log = bench.ground().folder_of(&instance).join("output.log");
-    let size = |name: &str| std::fs::metadata(log.with_file_name(name)).map_or(0, |data| data.len());
     // How far it grows between two looks depends on the machine; what stays does not.
-    until("the end of 200 MiB, within the bound", || {
-        size("output.log") <= 8 * MIB && std::fs::read(&log).is_ok_and(|bytes| bytes.ends_with(b"the end\n"))
+    until("the end of 200 MiB", || {
+        let last = std::fs::File::open(&log).and_then(|file| {
+            let mut last = [0; 8];
+            file.read_exact_at(&mut last, file.metadata()?.len().saturating_sub(8))?;
+            Ok(last)
+        });
+        last.is_ok_and(|last| &last == b"the end\n")
     })
     .await;
-    assert!(size("output.log.1") <= 8 * MIB, "{}", size("output.log.1"));
-    assert!(size("output.log.1") > 0, "it was rotated");
+    until("within the bound", || log.metadata().is_ok_and(|data| data.blocks() * 512 <= 10 * MIB)).await;
+    assert!(log.metadata().unwrap().len() > 200 * MIB, "no byte is lost from the count");
 }
 
 #[tokio::test]
@@ -237,29 +242,32 @@ async fn certificates_are_shared_and_outlive_the_ca() {
 }
 
 #[tokio::test]
-async fn output_is_followed_across_rotation() {
+async fn output_is_followed_while_its_front_is_let_go() {
     use atoll_wire::node::ReadLogs;
     use futures_util::StreamExt;
     let mut bench = Bench::new();
     bench.config.log_bytes_max = 4_000;
     bench.begin();
-    let code = "import time\nfor i in range(600):\n  print(f'line {i:04} of the output', flush=True)\n  time.sleep(0.001)\ntime.sleep(600)";
+    let code = "import time\nfor i in range(2000):\n  print(f'line {i:04} of the output', flush=True)\n  time.sleep(0.001)\ntime.sleep(600)";
     let instance = bench.place(run(code), 30_000);
     bench.wait(&instance, |record| record.pid != 0).await;
     let log = bench.log_of(&instance);
     let question = ReadLogs { tail_lines: 10_000, follow: true, ..ReadLogs::default() };
     let mut stream = crate::logs::read(&log, question);
-    let mut lines: Vec<String> = Vec::new();
+    let (mut lines, mut lost) = (Vec::<String>::new(), 0);
     let read = async {
-        while !lines.last().is_some_and(|line| line.contains("line 0599")) {
-            lines.extend(stream.next().await.unwrap().unwrap().lines.into_iter().map(|line| line.text));
+        while !lines.last().is_some_and(|line| line.contains("line 1999")) {
+            let answer = stream.next().await.unwrap().unwrap();
+            lost += answer.lost;
+            lines.extend(answer.lines.into_iter().map(|line| line.text));
         }
     };
     tokio::time::timeout(Duration::from_secs(15), read).await.unwrap();
     let numbers: Vec<u32> =
         lines.iter().filter_map(|line| line.strip_prefix("line ")?.get(..4)?.parse().ok()).collect();
     assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "in order, none twice");
-    assert!(numbers.len() > 500, "only {} lines were seen", numbers.len());
+    // What a slow reader misses is let go; nothing else is.
+    assert!(numbers.len() as u64 + lost >= 2_000, "{} lines were seen, {lost} told as lost", numbers.len());
 }
 
 #[tokio::test]

@@ -47,30 +47,30 @@ impl Janitor {
 /// What is kept from one look to the next.
 #[derive(Debug, Default)]
 struct Looks {
-    sizes: Vec<u64>,
+    ends: Vec<u64>,
     warned: Option<Instant>,
 }
 
 impl Looks {
-    /// Rotates what is full; says when to look again: sooner while a file grows by much.
+    /// Trims what is over its bound; says when to look again: sooner while a file grows by much.
     fn once(&mut self, files: &Mutex<Vec<Weak<LogFile>>>, metrics: &HostMetrics) -> Duration {
         let watched: Vec<Arc<LogFile>> = {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
             files.retain(|file| file.strong_count() > 0);
             files.iter().filter_map(Weak::upgrade).collect()
         };
-        self.sizes.resize(watched.len(), 0);
+        self.ends.resize(watched.len(), 0);
         let mut pause = LOOK_EVERY;
-        for (file, before) in watched.iter().zip(&mut self.sizes) {
+        for (file, before) in watched.iter().zip(&mut self.ends) {
             let looked = file.look();
-            let bytes = looked.as_ref().map_or(0, |looked| looked.bytes);
-            let rotated = looked.as_ref().is_ok_and(|looked| looked.rotated);
+            let (end, trimmed) =
+                looked.as_ref().map_or((*before, false), |looked| (looked.end, looked.trimmed));
             // An eighth of the bound since the last look: at this rate it would soon be over it.
-            if rotated || bytes > before.saturating_add(file.bytes_max() / 8) {
+            if end > before.saturating_add(file.bytes_max() / 8) {
                 pause = LOOK_AGAIN;
             }
-            *before = bytes;
-            metrics.log_rotations.inc_by(u64::from(rotated));
+            *before = end;
+            metrics.log_trims.inc_by(u64::from(trimmed));
             if let Err(cause) = looked {
                 metrics.log_errors.inc();
                 if self.warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {

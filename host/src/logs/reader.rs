@@ -164,7 +164,7 @@ impl Cursor {
         let piece = self.file.read(self.splitter.position(), PIECE_BYTES)?;
         let mut answer = LogLines::default();
         if piece.start != self.splitter.position() {
-            let lines = self.file.lines_before(piece.start)?;
+            let lines = piece.lines_before.unwrap_or(self.lines);
             // Where a part of a line is lost, that line is.
             answer.lost = u64::try_from(lines - self.lines).unwrap_or(0).max(1);
             self.lines = lines;

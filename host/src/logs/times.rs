@@ -66,7 +66,7 @@ impl Times {
     }
 }
 
-/// The index on disk: where the current file begins, then the notes; all numbers are little-endian.
+/// The index on disk: where the file begins, then the notes; all numbers are little-endian.
 #[derive(Debug)]
 pub(super) struct TimesFile {
     path: PathBuf,
@@ -75,7 +75,7 @@ pub(super) struct TimesFile {
 }
 
 impl TimesFile {
-    /// The index at `path`, and the position at which the current file begins, if that is known.
+    /// The index at `path`, and the position at which the file begins, if that is known.
     pub(super) fn open(path: PathBuf) -> (Self, Option<u64>) {
         let (base, times) = load(&path).unwrap_or_default();
         (Self { path, count: times.0.len(), last: times.last() }, base)
@@ -113,10 +113,9 @@ impl TimesFile {
         Ok(())
     }
 
-    /// The current file begins at `base` now, and nothing from before `oldest` is left.
-    pub(super) fn rotated(&mut self, base: u64, oldest: u64) -> io::Result<()> {
-        let mut times = self.read();
-        times.0.retain(|note| note.position > oldest);
+    /// The file begins at `base` now.
+    pub(super) fn begins_at(&mut self, base: u64) -> io::Result<()> {
+        let times = self.read();
         self.replace(base, times)
     }
 
@@ -205,15 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_drops_what_is_gone_and_a_torn_end_is_left_out() {
+    fn a_new_beginning_is_kept_and_a_torn_end_is_left_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("times");
         let (mut file, _) = TimesFile::open(path.clone());
         for number in 1..=3 {
             file.note(0, number * 10, number * 1_000).unwrap();
         }
-        file.rotated(30, 10).unwrap();
-        assert_eq!(file.read(), times(&[(20, 2_000), (30, 3_000)]));
+        file.begins_at(30).unwrap();
+        assert_eq!(file.read(), times(&[(10, 1_000), (20, 2_000), (30, 3_000)]));
         OpenOptions::new().append(true).open(&path).unwrap().write_all(&[7; 9]).unwrap();
         let (file, base) = TimesFile::open(path);
         assert_eq!((base, file.noted()), (Some(30), 30));
