@@ -2,7 +2,7 @@
 
 use crate::cache::counts::AppCounts;
 use crate::cache::key::Key;
-use crate::cache::status::{CacheStatus, Forwarded};
+use crate::cache::status::{CacheStatus, Forwarded, made_here};
 use crate::edge::Shared;
 use crate::request::Refusal;
 use crate::views::Cluster;
@@ -49,9 +49,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The internal fields that [`Self::note_answer`] reads.
-    pub(crate) const TOLD: [HeaderName; 5] =
-        [headers::REGION, headers::INSTANCE, headers::REVISION, headers::HOPS, headers::CACHE];
+    /// The internal fields that say how an answer came about: for [`Self::note_answer`], and for the cache.
+    pub(crate) const TOLD: [HeaderName; 6] = [
+        headers::REGION,
+        headers::INSTANCE,
+        headers::REVISION,
+        headers::HOPS,
+        headers::CACHE,
+        headers::UNTIL_CLOSE,
+    ];
 
     /// Begins with what the request says, and gives it its id.
     pub(crate) fn begin(shared: &Arc<Shared>, exchange: &mut Exchange) -> Box<Self> {
@@ -177,14 +183,18 @@ impl Record {
             fields.insert(headers::REGION, region);
         }
         // Behind what an origin's own cache says (RFC 9211, section 2).
-        if self.counts.is_some() {
-            if let Some(of_edge) = self.cache_of_edge.take() {
-                fields.append(CACHE_STATUS, of_edge);
-            }
-            let status = self.cache.unwrap_or(CacheStatus::forwarded(Forwarded::Bypass));
-            fields.append(CACHE_STATUS, status.to_value(self.cache_key.as_ref()));
-            self.line.cache = status.word();
+        if let Some(of_edge) = self.cache_of_edge.take() {
+            fields.append(CACHE_STATUS, of_edge);
         }
+        let status = match self.line.reason {
+            Some(reason) => made_here(reason),
+            None => {
+                let status = self.cache.unwrap_or(CacheStatus::forwarded(Forwarded::Bypass));
+                self.line.cache = status.word();
+                status.to_value(self.cache_key.as_ref())
+            }
+        };
+        fields.append(CACHE_STATUS, status);
         if let (Some(status), Some(counts)) = (&self.cache, &self.counts) {
             counts.count(status);
             self.shared.cache_metrics.count(status);

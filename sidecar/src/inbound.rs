@@ -13,7 +13,8 @@ use atoll_proxy::sample::Sample;
 use atoll_proxy::server::{STREAM_SILENCE_MAX, TakeWithin};
 use atoll_proxy::workers::spawn_task;
 use atoll_proxy::{Body, Exchange, Handler, ProxyMetrics, Side, answer};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -220,7 +221,7 @@ impl Inbound {
         let in_flight = self.admit()?;
         let backend = self.backend.borrow().clone().ok_or(unsent(Reason::InstanceUnreachable))?;
         let request = Request::from_parts(head, body);
-        let started = Instant::now();
+        let (started, is_head) = (Instant::now(), request.method() == Method::HEAD);
         let mut response = match &backend {
             Backend::Bytes(address) => return self.carry(request, *address, in_flight).await,
             Backend::H1(pool) => {
@@ -239,8 +240,12 @@ impl Inbound {
             sidecar_us: Some(micros(exchange.started.elapsed())),
             app_us: Some(micros(started.elapsed())),
         };
+        let until_close = matches!(backend, Backend::H1(_)) && !is_head && ends_by_closing(&response);
         headers::strip_hop_by_hop(response.headers_mut());
         headers::strip_internal_from_answer(response.headers_mut());
+        if until_close {
+            response.headers_mut().insert(headers::UNTIL_CLOSE, HeaderValue::from_static("1"));
+        }
         response.headers_mut().insert(headers::HOPS, hops.to_value());
         Ok(response.map(|body| body.holding(in_flight)))
     }
@@ -308,6 +313,17 @@ impl Handler for Inbound {
         }
         response
     }
+}
+
+/// Whether nothing but the end of the connection says where the body of an HTTP/1 response ends (RFC 9112, section 6.3).
+fn ends_by_closing(response: &Response<Body>) -> bool {
+    let fields = response.headers();
+    let has_body = !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let codings = fields.get_all(TRANSFER_ENCODING).iter().next_back();
+    let is_chunked = codings.and_then(|codings| codings.to_str().ok()).is_some_and(|codings| {
+        codings.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
+    });
+    has_body && !is_chunked && !fields.contains_key(CONTENT_LENGTH)
 }
 
 fn backend(serving: &Serving, requests_max: usize, metrics: &ProxyMetrics) -> Option<Backend> {

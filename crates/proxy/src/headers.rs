@@ -43,6 +43,8 @@ pub const TIER: HeaderName = HeaderName::from_static("atoll-tier");
 pub const PURGED: HeaderName = HeaderName::from_static("atoll-purged");
 /// Between edges, on an answer: what the asked edge's cache did, as `Cache-Status` has it.
 pub const CACHE: HeaderName = HeaderName::from_static("atoll-cache");
+/// On an answer whose body the instance ends by closing the connection: one that breaks off looks whole (RFC 9112, section 8).
+pub const UNTIL_CLOSE: HeaderName = HeaderName::from_static("atoll-until-close");
 /// What an instance says to our caches alone (RFC 9213). The one `atoll-*` field of an instance's answer that passes the hops.
 pub const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("atoll-cdn-cache-control");
 /// Microseconds at each hop.

@@ -6,15 +6,17 @@ use super::fill::{Fill, Progress, Reader};
 use super::index::Lead;
 use super::key::Key;
 use super::object::{Head, Object, Resource};
+use super::purge::Fate;
 use super::rules::directives::{RequestDirectives, ResponseDirectives};
 use super::rules::freshness::{Exchanged, Freshness};
-use super::rules::storing::{Asked, NotStored, may_store, strip_unstored};
+use super::rules::storing::{Asked, NotStored, may_store, of_one_client, strip_unstored};
 use super::rules::{conditional, policy, update, vary};
 use super::{Cache, tags};
 use atoll_model::{CacheRule, Hop, Reason};
 use atoll_process::clock::unix_ms;
 use atoll_proxy::Body;
 use atoll_proxy::answer::InternalAnswer;
+use atoll_proxy::headers::UNTIL_CLOSE;
 use http::header::{CONTENT_LENGTH, HeaderMap, RANGE};
 use http::{Method, Response, StatusCode, request};
 use http_body::Body as _;
@@ -64,9 +66,18 @@ pub(crate) enum ForFirst {
     /// The answer is for it alone.
     Alone(Fetched, NotStored),
     /// It shares what is told to all; it reads what comes by this, where that is not all here yet.
-    Shared(HeaderMap, Option<Reader>),
+    Shared(Own, Option<Reader>),
     /// What was stored is of no use: it is to ask anew.
     Again,
+}
+
+/// What the one who asked has before all who share the answer.
+#[derive(Debug, Default)]
+pub(crate) struct Own {
+    /// Who made the answer, in the internal fields.
+    pub(crate) who: HeaderMap,
+    /// Fields that are not stored, because they are for one client.
+    pub(crate) fields: HeaderMap,
 }
 
 /// What is asked for.
@@ -131,8 +142,9 @@ pub(crate) async fn fetch<O: Origin>(
         () = nobody_waits(lead.fill(), first.as_mut()) => return,
     };
     let exchanged = Exchanged { asked_ms, answered_ms: unix_ms() };
+    let directives = RequestDirectives::of(&wish.head.headers);
     let stands_in =
-        stale.as_ref().filter(|stale| stale.head.freshness.usable_on_error(exchanged.answered_ms));
+        stale.as_ref().filter(|stale| may_stand_in(&cache, stale, &wish, &directives, exchanged.answered_ms));
     let Fetched { response, who, asked_at: told_at } = match (answered, stands_in) {
         (Ok(fetched), Some(stale)) if is_failure(fetched.response.status()) => {
             return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), fetched.who);
@@ -150,13 +162,17 @@ pub(crate) async fn fetch<O: Origin>(
         origin.learn(true);
         return validated(&cache, &lead, first, &wish, stale, &response, (who, exchanged, asked_at));
     }
-    let directives = RequestDirectives::of(&wish.head.headers);
     let asked = Asked { method: &Method::GET, headers: &wish.head.headers, directives: &directives };
     let said = ResponseDirectives::of(response.headers());
     let said = policy::ruled(said, response.status(), wish.rule.as_deref());
     let verdict = may_store(asked, response.status(), response.headers(), &said).and_then(|()| {
         let fits = length_of(&response).is_none_or(|length| length <= cache.index.object_max());
-        if fits { Ok(()) } else { Err(NotStored::TooLarge) }
+        // Of one that ends where the connection does nobody can say whether it is whole.
+        match (fits, who.contains_key(UNTIL_CLOSE)) {
+            (true, false) => Ok(()),
+            (false, _) => Err(NotStored::TooLarge),
+            (true, true) => Err(NotStored::UntilClose),
+        }
     });
     origin.learn(verdict.is_ok());
     if let Err(why) = verdict {
@@ -180,6 +196,7 @@ pub(crate) async fn fetch<O: Origin>(
         return;
     }
     let (parts, body) = response.into_parts();
+    let own = of_one_client(&parts.headers, &said);
     let head = stored_head(&wish, parts.status, parts.headers, &said, exchanged, asked_at);
     let variant = vary::variant(&head.vary, &wish.head.headers).unwrap_or_default();
     let head = Arc::new(head);
@@ -188,7 +205,7 @@ pub(crate) async fn fetch<O: Origin>(
     lead.fill().tell(Progress::Here(Arc::clone(&head), variant.into()));
     let behind_an_answer = first.is_none();
     if let Some(first) = first {
-        let _gone = first.send(ForFirst::Shared(who, reader));
+        let _gone = first.send(ForFirst::Shared(Own { who, fields: own }, reader));
     }
     if let Some(object) = receive(lead.fill(), &head, body, behind_an_answer).await {
         cache.index.insert(&wish.key, &wish.head.headers, Arc::new(object));
@@ -197,6 +214,18 @@ pub(crate) async fn fetch<O: Origin>(
 
 /// What those get who waited for an answer that says that the instance fails.
 const FAILED: InternalAnswer = InternalAnswer { hop: Hop::Edge, reason: Reason::FetchFailed, sent: true };
+
+/// Whether what is stored may be used where the origin fails.
+fn may_stand_in(cache: &Cache, stored: &Object, wish: &Wish, asks: &RequestDirectives, now_ms: u64) -> bool {
+    // An edge that wants it to be validated knows of a change: it may be of before that.
+    if wish.is_edge && asks.no_cache {
+        return false;
+    }
+    let freshness = &stored.head.freshness;
+    // Purged softly it is stale, however long it would have been fresh.
+    let may_be_stale = freshness.if_error_s > 0 || stored.fate(&cache.purges.load()) == Fate::Kept;
+    may_be_stale && freshness.usable_on_error(now_ms)
+}
 
 /// Resolves when nobody would get the answer.
 async fn nobody_waits(fill: &Fill, first: Option<&mut oneshot::Sender<ForFirst>>) {
@@ -211,7 +240,7 @@ async fn nobody_waits(fill: &Fill, first: Option<&mut oneshot::Sender<ForFirst>>
 fn tell_stored(lead: &Lead, first: Option<oneshot::Sender<ForFirst>>, news: Progress, who: HeaderMap) {
     lead.fill().tell(news);
     if let Some(first) = first {
-        let _gone = first.send(ForFirst::Shared(who, None));
+        let _gone = first.send(ForFirst::Shared(Own { who, fields: HeaderMap::new() }, None));
     }
 }
 

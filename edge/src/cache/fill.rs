@@ -92,6 +92,11 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether all of it, or more, is in use.
+    fn is_spent(&self) -> bool {
+        self.used.load(Ordering::Relaxed) >= self.most.load(Ordering::Relaxed)
+    }
+
     fn take(&self, bytes: u64) -> bool {
         self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.most.load(Ordering::Relaxed)
     }
@@ -107,6 +112,8 @@ pub struct Fill {
     progress: watch::Sender<Progress>,
     body: Mutex<BodyState>,
     budget: Arc<Budget>,
+    /// What the head takes of it, bytes.
+    head_bytes: AtomicU64,
     /// Longest body that is stored.
     stored_max: u64,
 }
@@ -153,6 +160,7 @@ impl Fill {
             progress: watch::Sender::new(Progress::Asking),
             body: Mutex::new(body),
             budget,
+            head_bytes: AtomicU64::new(0),
             stored_max,
         })
     }
@@ -162,6 +170,12 @@ impl Fill {
         self.progress.send_if_modified(|progress| {
             let first = matches!(progress, Progress::Asking);
             if first {
+                if let Progress::Here(head, variant) = &news {
+                    let bytes = (head.bytes() + variant.len()) as u64;
+                    self.head_bytes.store(bytes, Ordering::Relaxed);
+                    // There is nothing to refuse: it is here.
+                    let _within = self.budget.take(bytes);
+                }
                 *progress = news;
             }
             first
@@ -237,7 +251,7 @@ impl Fill {
     pub async fn room(&self) -> bool {
         poll_fn(|cx| {
             let mut state = self.state();
-            if state.whole || (state.reading > 0 && state.kept_bytes < WINDOW_BYTES) {
+            if state.whole || (state.reading > 0 && self.has_window(&state)) {
                 return Poll::Ready(true);
             }
             if state.reading == 0 {
@@ -276,6 +290,11 @@ impl Fill {
         self.state().outdated = true;
     }
 
+    /// Whether more may come for the slowest reader. Where the memory of all fills is spent, no more than one piece at a time.
+    fn has_window(&self, state: &BodyState) -> bool {
+        state.kept_bytes == 0 || (state.kept_bytes < WINDOW_BYTES && !self.budget.is_spent())
+    }
+
     /// Drops what every reader has, of a response that is not stored.
     fn trim(&self, state: &mut BodyState) {
         if state.whole {
@@ -288,7 +307,7 @@ impl Fill {
             state.kept_bytes -= chunk.len() as u64;
             self.budget.give(chunk.len() as u64);
         }
-        if (state.reading == 0 || state.kept_bytes < WINDOW_BYTES)
+        if (state.reading == 0 || self.has_window(state))
             && let Some(fetcher) = state.fetcher.take()
         {
             fetcher.wake();
@@ -299,7 +318,7 @@ impl Fill {
 impl Drop for Fill {
     fn drop(&mut self) {
         let state = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.budget.give(state.kept_bytes);
+        self.budget.give(state.kept_bytes + *self.head_bytes.get_mut());
     }
 }
 
@@ -447,6 +466,39 @@ mod tests {
         drop((fast, slow));
         assert!(!fill.room().await, "nobody reads it");
         assert!(fill.finish(None).is_none());
+    }
+
+    #[tokio::test]
+    async fn where_memory_is_spent_one_piece_comes_at_a_time() {
+        let budget = Arc::new(Budget::new(1_000));
+        let fills: Vec<_> = (0..50).map(|_| Fill::new(Arc::clone(&budget), 1 << 20)).collect();
+        let mut readers: Vec<_> = fills.iter().map(|fill| fill.reader().unwrap()).collect();
+        let (piece, count) = (Bytes::from(vec![7; 100]), Arc::new(Count(AtomicU64::new(0))));
+        let mut pushed = vec![0; fills.len()];
+        for _ in 0..20 {
+            for (fill, pushed) in fills.iter().zip(&mut pushed) {
+                if futures_poll(std::pin::pin!(fill.room())) == Some(true) {
+                    fill.push(piece.clone());
+                    *pushed += 1;
+                }
+            }
+        }
+        assert!(budget.used() <= 1_000 + 50 * 100, "{} bytes for readers who read nothing", budget.used());
+        // All of it comes, as they read.
+        for ((fill, reader), pushed) in fills.iter().zip(&mut readers).zip(&mut pushed) {
+            while *pushed < 20 {
+                match futures_poll(std::pin::pin!(fill.room())) {
+                    Some(room) => {
+                        assert!(room);
+                        fill.push(piece.clone());
+                        *pushed += 1;
+                    }
+                    None => drop(data(next(reader, &count))),
+                }
+            }
+        }
+        drop((fills, readers));
+        assert_eq!(budget.used(), 0);
     }
 
     fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {

@@ -81,7 +81,7 @@ impl Head {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let fields: usize =
             self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_BYTES).sum();
         let tags: usize = self.tags.iter().map(|tag| tag.len() + 16).sum();

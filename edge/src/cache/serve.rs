@@ -3,7 +3,7 @@
 use super::Cache;
 use super::answer::{Asking, from_fill, from_object};
 use super::compressing::compress_behind;
-use super::fetch::{Fetched, ForFirst, Origin, Wish, fetch};
+use super::fetch::{Fetched, ForFirst, Origin, Own, Wish, fetch};
 use super::fill::{Fill, Progress, Reader};
 use super::index::{Found, Place};
 use super::key::Key;
@@ -161,7 +161,7 @@ impl<O: Origin> Serving<'_, O> {
                 spawn_task("cache fetch", self.metrics, task);
                 match outcome.await {
                     Ok(ForFirst::Alone(fetched, reason)) => self.alone(fetched, reason, why),
-                    Ok(ForFirst::Shared(who, reader)) => self.shared(&fill, why, Some(who), reader).await,
+                    Ok(ForFirst::Shared(own, reader)) => self.shared(&fill, why, Some(own), reader).await,
                     Ok(ForFirst::Again) => Round::Failed(NOT_CACHED),
                     Err(_) => match fill.head().await {
                         Progress::Failed(made) => Round::Refused(made),
@@ -216,17 +216,18 @@ impl<O: Origin> Serving<'_, O> {
         }
     }
 
-    /// Answers from what was told to all; `who` is there for the one who asked.
+    /// Answers from what was told to all; `own` is there for the one who asked.
     async fn shared(
         &self,
         fill: &Arc<Fill>,
         why: Forwarded,
-        who: Option<HeaderMap>,
+        own: Option<Own>,
         reader: Option<Reader>,
     ) -> Round {
         let Wish { head, .. } = self.wish;
         let now_ms = unix_ms();
-        let collapsed = who.is_none();
+        let collapsed = own.is_none();
+        let Own { who, fields } = own.unwrap_or_default();
         let status = CacheStatus { collapsed, ..CacheStatus::forwarded(why) };
         match fill.head().await {
             Progress::Here(stored, variant) => {
@@ -240,16 +241,17 @@ impl<O: Origin> Serving<'_, O> {
                 let Some(reader) = reader.or_else(|| fill.reader()) else {
                     return Round::Direct(why, Some("late"));
                 };
-                let Some(response) = from_fill(&stored, reader, self.asking(now_ms)) else {
+                let Some(mut response) = from_fill(&stored, reader, self.asking(now_ms)) else {
                     return Round::Direct(why, Some("condition"));
                 };
+                response.headers_mut().extend(fields);
                 let status = CacheStatus {
                     forwarded_status: Some(stored.status.as_u16()),
                     ttl_s: Some(stored.freshness.ttl_s(now_ms)),
                     stored: true,
                     ..status
                 };
-                Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
+                Round::Answered(Answered { response, who, status })
             }
             Progress::Validated(object) => {
                 let status = CacheStatus { forwarded_status: Some(304), stored: true, ..status };
@@ -264,19 +266,13 @@ impl<O: Origin> Serving<'_, O> {
         }
     }
 
-    fn stored(
-        &self,
-        object: &Arc<Object>,
-        why: Forwarded,
-        who: Option<HeaderMap>,
-        status: CacheStatus,
-    ) -> Round {
+    fn stored(&self, object: &Arc<Object>, why: Forwarded, who: HeaderMap, status: CacheStatus) -> Round {
         let now_ms = unix_ms();
         let Some(response) = from_object(object, self.asking(now_ms)) else {
             return Round::Direct(why, Some("condition"));
         };
         let status = CacheStatus { ttl_s: Some(object.head.freshness.ttl_s(now_ms)), ..status };
-        Round::Answered(Answered { response, who: who.unwrap_or_default(), status })
+        Round::Answered(Answered { response, who, status })
     }
 
     fn alone(&self, fetched: Fetched, reason: NotStored, why: Forwarded) -> Round {

@@ -127,6 +127,12 @@ impl CacheStatus {
     }
 }
 
+/// The field's value where the answer is Atoll's own: neither a hit nor what came back.
+#[must_use]
+pub fn made_here(reason: &'static str) -> HeaderValue {
+    HeaderValue::try_from(format!("Atoll; detail={reason}")).unwrap_or(HeaderValue::from_static("Atoll"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,7 +106,8 @@ impl Freshness {
         if within && wanted_s == 0 { Use::WhileRevalidate } else { Use::Validate }
     }
 
-    /// Whether it may stand in for an origin that fails (RFC 5861, section 4).
+    /// Whether it may stand in for an origin that fails (RFC 5861, section 4). So may one that is fresh, where a client would rather have had
+    /// it validated (RFC 9111, section 5.2.1.4).
     #[must_use]
     pub fn usable_on_error(&self, now_ms: u64) -> bool {
         let age_s = self.age_s(now_ms);

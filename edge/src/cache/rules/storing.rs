@@ -47,6 +47,8 @@ pub enum NotStored {
     NoUse,
     /// Its body is larger than what is stored.
     TooLarge,
+    /// Its body ends where the connection does: nobody can say whether it is whole.
+    UntilClose,
 }
 
 impl NotStored {
@@ -64,6 +66,7 @@ impl NotStored {
             Self::VaryAll => "vary-all",
             Self::NoUse => "no-freshness",
             Self::TooLarge => "too-large",
+            Self::UntilClose => "until-close",
         }
     }
 }
@@ -150,6 +153,19 @@ fn is_explicit(headers: &HeaderMap, directives: &ResponseDirectives) -> bool {
 /// Statuses whose meaning for caches this one knows: all that RFC 9110 defines, and 308, 421 to 451 of others.
 fn is_understood(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200..=205 | 300..=303 | 305 | 307 | 308 | 400..=417 | 421..=426 | 428 | 429 | 431 | 451 | 500..=508 | 511)
+}
+
+/// The fields that the response says are for the client who asked alone (RFC 9111, sections 5.2.2.4 and 5.2.2.7).
+pub fn of_one_client(headers: &HeaderMap, directives: &ResponseDirectives) -> HeaderMap {
+    let mut own = HeaderMap::new();
+    for name in directives.private.fields().iter().chain(directives.no_cache.fields()) {
+        if !own.contains_key(name) {
+            headers.get_all(name).iter().for_each(|value| {
+                own.append(name, value.clone());
+            });
+        }
+    }
+    own
 }
 
 /// Takes away what is not stored: of the connection, of one client, and what `private` and `no-cache` name.

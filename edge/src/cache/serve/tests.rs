@@ -36,6 +36,7 @@ struct Inner {
     gated: std::cell::Cell<bool>,
     /// As another edge would say it.
     asked_at: std::cell::Cell<Option<u64>>,
+    who: RefCell<HeaderMap>,
     learned: RefCell<Vec<bool>>,
 }
 
@@ -95,7 +96,7 @@ impl Origin for Stand {
                 .headers_mut()
                 .append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        Ok(Fetched { response, who: HeaderMap::new(), asked_at: self.0.asked_at.get() })
+        Ok(Fetched { response, who: self.0.who.borrow().clone(), asked_at: self.0.asked_at.get() })
     }
 
     async fn fetch_shared(&self, head: request::Parts, _: &Key, _: u64) -> Result<Fetched, InternalAnswer> {
@@ -296,9 +297,11 @@ async fn a_stale_one_is_validated() {
         );
         ask(&cache, &stand, get(&[])).await.unwrap();
         settle().await;
-        let (status, said, body) = ask(&cache, &stand, get(&[])).await.unwrap();
-        assert_eq!((status, body.as_str()), (200, "hello"));
-        assert!(said.contains("fwd=stale; fwd-status=304"), "{said}");
+        let answered = respond(&cache, &stand, get(&[]), &ProxyMetrics::unregistered()).await.unwrap();
+        assert_eq!(answered.response.headers()["x"], "new", "the fields of the 304 take their place");
+        let said = answered.status.to_value(None);
+        assert!(said.to_str().unwrap().contains("fwd=stale; fwd-status=304"), "{said:?}");
+        assert_eq!(answered.response.headers()["content-length"], "5");
         assert_eq!(stand.0.seen.borrow()[1]["if-none-match"], "\"a\"");
         assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "other");
         settle().await;
@@ -488,7 +491,8 @@ async fn what_another_edge_had_before_a_purge_is_not_used_after_it() {
 async fn who_comes_after_a_purge_does_not_join_a_fetch_from_before_it() {
     local(async {
         let (send, pieces) = mpsc::channel(4);
-        let scripts = [Script::Slowly(FRESH, pieces), Script::Answer(200, FRESH, "new")];
+        let new = |body| Script::Answer(200, FRESH, body);
+        let scripts = [Script::Slowly(FRESH, pieces), new("new"), new("newer")];
         let (cache, stand) = (cache(), Stand::with(scripts));
         let asks = || {
             let (cache, stand) = (Arc::clone(&cache), stand.clone());
@@ -502,6 +506,72 @@ async fn who_comes_after_a_purge_does_not_join_a_fetch_from_before_it() {
         send.send(Ok(Bytes::from_static(b"old"))).await.unwrap();
         drop(send);
         assert_eq!(first.await.unwrap().unwrap().2, "old");
+        settle().await;
+        assert_eq!(asks().await.unwrap().unwrap().2, "newer", "what ended last is of before the purge");
+        settle().await;
+        assert!(asks().await.unwrap().unwrap().1.contains("hit"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn fields_of_one_client_reach_it_and_nobody_else() {
+    local(async {
+        let said = "cache-control: max-age=60, private=\"set-cookie, x-a\", no-cache=\"x-b\"\n\
+                    set-cookie: a=1\nset-cookie: b=2\nx-a: a\nx-b: b\nx-c: c";
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, said, "hello")]));
+        let fields = || async {
+            let answered = respond(&cache, &stand, get(&[]), &ProxyMetrics::unregistered()).await.unwrap();
+            settle().await;
+            answered.response.into_parts().0.headers
+        };
+        let first = fields().await;
+        let cookies: Vec<_> = first.get_all("set-cookie").iter().collect();
+        assert_eq!(cookies, ["a=1", "b=2"]);
+        assert!(["x-a", "x-b", "x-c"].iter().all(|name| first.contains_key(*name)), "{first:?}");
+        let second = fields().await;
+        assert!(second.contains_key("x-c") && second.contains_key("age"), "{second:?}");
+        assert!(["set-cookie", "x-a", "x-b"].iter().all(|name| !second.contains_key(*name)), "{second:?}");
+        assert_eq!(stand.asked(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_fresh_but_not_wanted_does_not_stand_in() {
+    local(async {
+        let fails = || Script::Answer(503, "x: y", "sorry");
+        // Purged softly, and the app says nothing of failures.
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, FRESH, "old"), fails()]));
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "old");
+        settle().await;
+        let what = Some(record::purge::What::All(true));
+        let soft = record::Purges { floor: 0, marks: vec![record::Purge { seq: 1, what, soft: true }] };
+        cache.purge("o/a", &soft, |_, _| None);
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().0, 503);
+        assert_eq!(stand.0.seen.borrow()[1]["if-none-match"], "\"a\"");
+        // Another edge knows of a change, whatever the app says of failures.
+        let lasting = "cache-control: max-age=60, stale-if-error=60\netag: \"a\"";
+        let (cache, stand) = (self::cache(), Stand::with([Script::Answer(200, lasting, "old"), fails()]));
+        let of_edge = |fields| Wish { is_edge: true, ..get(fields) };
+        assert_eq!(ask(&cache, &stand, of_edge(&[])).await.unwrap().2, "old");
+        settle().await;
+        assert_eq!(ask(&cache, &stand, of_edge(&[("cache-control", "no-cache")])).await.unwrap().0, 503);
+        assert!(ask(&cache, &stand, of_edge(&[])).await.unwrap().1.contains("hit"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_ends_where_the_connection_does_is_not_stored() {
+    local(async {
+        let (cache, stand) =
+            (cache(), Stand::with([Script::Answer(200, FRESH, "hel"), Script::Answer(200, FRESH, "hello")]));
+        stand.0.who.borrow_mut().insert(atoll_proxy::headers::UNTIL_CLOSE, HeaderValue::from_static("1"));
+        let first = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert!(first.2 == "hel" && first.1.contains("detail=until-close"), "{first:?}");
+        settle().await;
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "hello");
     })
     .await;
 }
@@ -521,10 +591,13 @@ async fn bodies_are_compressed_behind_the_first_hit_that_would_like_it() {
         drop(first);
         settle().await;
         let mut coded = of(&[("accept-encoding", "gzip")]).await;
-        while !coded.headers().contains_key("content-encoding") {
-            tokio::task::yield_now().await;
-            coded = of(&[("accept-encoding", "gzip")]).await;
-        }
+        let compressed = async {
+            while !coded.headers().contains_key("content-encoding") {
+                tokio::task::yield_now().await;
+                coded = of(&[("accept-encoding", "gzip")]).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), compressed).await.unwrap();
         assert_eq!(coded.headers()["etag"], "W/\"a\"");
         assert!(coded.headers()["content-length"].to_str().unwrap().parse::<usize>().unwrap() < 300);
         let plain = of(&[]).await;
