@@ -177,6 +177,7 @@ impl Instance {
         self.ground.ports.release(instance.as_str());
         self.ground.metrics.moved(self.shown_state.take(), None);
         self.log.close();
+        self.sidecar_log.close();
         self.ground.board.lock().unwrap_or_else(PoisonError::into_inner).remove(&instance);
         if self.halted {
             // It is still placed here, and starts again with the host: its output stays readable.

@@ -115,8 +115,10 @@ impl LogFile {
         self.bytes_max
     }
 
-    /// Nothing will be appended any more: readers that follow come to their end.
+    /// Nothing will be appended any more: readers that follow come to their end. From now on nothing of ours writes beside it: its folder
+    /// may be removed.
     pub fn close(&self) {
+        let _no_look = self.extent();
         self.closed.store(true, Ordering::Release);
     }
 
@@ -182,6 +184,9 @@ impl LogFile {
     pub(super) fn look(&self) -> io::Result<Looked> {
         let mut extent = self.extent();
         let now = self.now(&mut extent)?;
+        if self.is_closed() {
+            return Ok(Looked { end: now.end, trimmed: false });
+        }
         let base = extent.base;
         let noted = extent.times.note(base, now.end, now.written_ms);
         let mut trimmed = false;
@@ -236,21 +241,22 @@ impl LogFile {
     /// How the file is; one that was truncated by somebody else begins where the output known last ended.
     fn now(&self, extent: &mut Extent) -> io::Result<Now> {
         let data = match std::fs::metadata(&self.path) {
-            Ok(data) => Some(data),
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+            Ok(data) => data,
+            // It was not started so far, or is being removed.
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+                return Ok(Now { end: extent.oldest, written_ms: 0, block: 1 });
+            }
             Err(cause) => return Err(cause),
         };
-        let length = data.as_ref().map_or(0, Metadata::len);
         let known = extent.times.noted().max(extent.oldest);
-        if extent.base + length < known {
+        if extent.base + data.len() < known {
             (extent.base, extent.oldest) = (known, known);
-            extent.times.begins_at(known)?;
+            if !self.is_closed() {
+                extent.times.begins_at(known)?;
+            }
         }
-        Ok(Now {
-            end: extent.base + length,
-            written_ms: data.as_ref().map_or(0, written_ms),
-            block: data.as_ref().map_or(1, Metadata::blksize).max(1),
-        })
+        let end = extent.base + data.len();
+        Ok(Now { end, written_ms: written_ms(&data), block: data.blksize().max(1) })
     }
 
     fn read_at(&self, extent: &Extent, from: u64, to: u64) -> io::Result<Vec<u8>> {

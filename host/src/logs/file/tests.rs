@@ -95,6 +95,25 @@ fn positions_outlive_holes_restarts_and_truncation_by_others() {
 }
 
 #[test]
+fn nothing_is_written_beside_a_file_that_is_closed_or_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = LogFile::new(folder.path().join("out"), KEPT);
+    append(&file, &lines(20 * BLOCK));
+    let _looked = file.look().unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let _looked = file.look().unwrap();
+    assert!(file.read(0, 100).unwrap().bytes.is_empty());
+    assert_eq!(files(), 0, "a folder that is being removed");
+    file.close();
+    append(&file, "late\n");
+    let _looked = file.look().unwrap();
+    assert_eq!(files(), 1);
+}
+
+#[test]
 fn what_an_older_host_left_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("out");
