@@ -37,17 +37,21 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// A request whose method can be overridden by a field may change things, whatever its own one is.
-const OVERRIDES: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-method-override"),
-];
+const OVERRIDES: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+
+/// Programs that get fields as environment variables take `_` for `-`.
+fn may_override(name: &HeaderName) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    OVERRIDES
+        .iter()
+        .any(|known| known.len() == name.as_str().len() && known.bytes().eq(name.as_str().bytes().map(plain)))
+}
 
 /// Whether a request may be answered from the cache: a GET or HEAD, without a body, that is what it says.
 pub(crate) fn is_for_cache(request: &Request<Body>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD)
         && request.body().is_end_stream()
-        && !OVERRIDES.iter().any(|name| request.headers().contains_key(name))
+        && !request.headers().keys().any(may_override)
 }
 
 /// Requests of an edge that go on alone at a time after what they waited for has failed.

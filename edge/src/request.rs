@@ -348,12 +348,18 @@ fn invalidate(
 ) {
     let Resource { authority, target, .. } = resource;
     for target in invalidated(method, "https", authority, target, response.status(), response.headers()) {
-        let path = target.split('?').next().unwrap_or(&target);
+        // As requests for it are.
+        let (path, query) =
+            target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
+        let Ok(normal) = normalise(path) else { continue };
+        let path = normal.as_str();
+        let target = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
         let rule = routed.host.cache_rule(&resource.host, path);
         let target = policy::target(&target, rule.map(|rule| &**rule));
         let key = Key::resource(&routed.host.id, authority, &target);
-        cache.index.remove(&key);
+        // In this order: who comes between the two asks other edges for what is new.
         cache.changed.note(key.place());
+        cache.index.remove(&key);
     }
 }
 

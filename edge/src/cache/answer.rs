@@ -13,8 +13,8 @@ use atoll_proxy::headers::{CDN_CACHE_CONTROL, PURGED};
 use atoll_proxy::{Body, BodyError, Side};
 use bytes::Bytes;
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE,
-    DATE, ETAG, EXPIRES, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE,
+    CONTENT_TYPE, DATE, ETAG, EXPIRES, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED, RANGE, VARY,
 };
 use http::{Method, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -63,7 +63,11 @@ pub(crate) fn from_object(object: &Arc<Object>, asking: Asking<'_>) -> Option<Re
     }
     let length = object.body.length;
     let part = (has_range && *asking.method == Method::GET).then(|| asking.headers.get(RANGE)).flatten();
-    let part = part.filter(|_| conditional::range_holds(asking.headers, &head.headers));
+    // Of one that is also answered compressed a date does not say which of the two the client has a part of.
+    let part = part.filter(|_| {
+        conditional::range_holds(asking.headers, &head.headers)
+            && !(varies && conditional::is_dated(asking.headers))
+    });
     let wanted = part.map_or(Wanted::Whole, |range| range::wanted(range.as_bytes(), length));
     Some(match wanted {
         Wanted::Whole => response.map(|_| body_of(&object.body)),
@@ -96,6 +100,8 @@ fn finish(fields: &mut HeaderMap, head: &Head, asking: Asking<'_>, varies: bool)
 fn mark_encoded(fields: &mut HeaderMap, coding: Coding, length: u64) {
     fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.token()));
     fields.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    // Parts are of the body as it came.
+    fields.remove(ACCEPT_RANGES);
     if let Some(tag) = fields.get(ETAG).map(encoding::weakened) {
         fields.insert(ETAG, tag);
     }

@@ -17,18 +17,22 @@ use atoll_process::clock::unix_ms;
 use atoll_proxy::Body;
 use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::headers::UNTIL_CLOSE;
-use http::header::{CONTENT_LENGTH, HeaderMap, RANGE};
+use http::header::{CONTENT_LENGTH, HeaderMap, RANGE, SET_COOKIE};
 use http::{Method, Response, StatusCode, request};
 use http_body::Body as _;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// A length at which a body is worth compressing, where its kind is.
 const COMPRESSIBLE_BYTES: u64 = 64 * 1024;
 /// The rest of a response whose readers have all gone is fetched only if it is no longer than this, bytes.
 const UNREAD_BYTES_MAX: u64 = 256 * 1024;
+
+/// A body from which nothing came for so long is one that others who ask do not join.
+const SILENCE_MAX: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 10_000 });
 
 /// Where responses come from.
 pub(crate) trait Origin: Clone + 'static {
@@ -55,13 +59,14 @@ pub(crate) struct Fetched {
     pub(crate) response: Response<Body>,
     /// Who made it, in the internal fields.
     pub(crate) who: HeaderMap,
-    /// Another edge has answered, and this is the app's last purge that it knew when it asked the origin.
+    /// Another edge has answered from what it keeps, and this is the app's last purge that it knew when it asked the origin.
     pub(crate) asked_at: Option<u64>,
+    /// Another edge has answered.
+    pub(crate) of_edge: bool,
 }
 
 /// What becomes of the one who asked first.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each request, moved once")]
 pub(crate) enum ForFirst {
     /// The answer is for it alone.
     Alone(Fetched, NotStored),
@@ -116,15 +121,31 @@ impl Wish {
     }
 }
 
+/// What is known here of what is asked for.
+#[derive(Debug, Clone)]
+pub(crate) enum Known {
+    /// Nothing.
+    Nothing,
+    /// The last answer was not one to store; this one may be.
+    NotStored,
+    /// What is stored, which is to be validated.
+    Stale(Arc<Object>),
+}
+
 /// Asks, tells all who wait, and stores what may be stored.
 pub(crate) async fn fetch<O: Origin>(
     cache: Arc<Cache>,
     origin: O,
     lead: Lead,
     wish: Wish,
-    stale: Option<Arc<Object>>,
+    known: Known,
     mut first: Option<oneshot::Sender<ForFirst>>,
 ) {
+    let (stale, is_passed) = match known {
+        Known::Nothing => (None, false),
+        Known::NotStored => (None, true),
+        Known::Stale(stale) => (Some(stale), false),
+    };
     let mut head = wish.copy();
     head.method = Method::GET;
     head.headers.remove(RANGE);
@@ -137,21 +158,29 @@ pub(crate) async fn fetch<O: Origin>(
     };
     let asked_at = cache.purges.load().last_of(&wish.resource.app);
     let asked_ms = unix_ms();
+    let asking = async {
+        // No other edge has what is not stored.
+        match is_passed {
+            true => origin.fetch(head).await,
+            false => origin.fetch_shared(head, &wish.key, asked_at).await,
+        }
+    };
     let answered = tokio::select! {
-        answered = origin.fetch_shared(head, &wish.key, asked_at) => answered,
+        answered = asking => answered,
         () = nobody_waits(lead.fill(), first.as_mut()) => return,
     };
     let exchanged = Exchanged { asked_ms, answered_ms: unix_ms() };
     let directives = RequestDirectives::of(&wish.head.headers);
     let stands_in =
         stale.as_ref().filter(|stale| may_stand_in(&cache, stale, &wish, &directives, exchanged.answered_ms));
-    let Fetched { response, who, asked_at: told_at } = match (answered, stands_in) {
+    let Fetched { response, who, asked_at: told_at, of_edge } = match (answered, stands_in) {
         (Ok(fetched), Some(stale)) if is_failure(fetched.response.status()) => {
-            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), fetched.who);
+            let own = Own { who: fetched.who, ..Own::default() };
+            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), own);
         }
         (Ok(fetched), _) => fetched,
         (Err(_), Some(stale)) => {
-            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), HeaderMap::new());
+            return tell_stored(&lead, first, Progress::StandsIn(Arc::clone(stale)), Own::default());
         }
         (Err(made), None) => return lead.fill().tell(Progress::Failed(made)),
     };
@@ -160,44 +189,42 @@ pub(crate) async fn fetch<O: Origin>(
     let asked_at = told_at.map_or(asked_at, |told| told.min(cache.purges.load().last_of(&wish.resource.app)));
     if validates && response.status() == StatusCode::NOT_MODIFIED {
         origin.learn(true);
-        return validated(&cache, &lead, first, &wish, stale, &response, (who, exchanged, asked_at));
+        let fetched = Fetched { response, who, asked_at: told_at, of_edge };
+        return validated(&cache, &lead, first, &wish, stale, fetched, (exchanged, asked_at));
     }
     let asked = Asked { method: &Method::GET, headers: &wish.head.headers, directives: &directives };
     let said = ResponseDirectives::of(response.headers());
     let said = policy::ruled(said, response.status(), wish.rule.as_deref());
+    let tag_field = policy::tag_field(wish.rule.as_deref());
     let verdict = may_store(asked, response.status(), response.headers(), &said).and_then(|()| {
         let fits = length_of(&response).is_none_or(|length| length <= cache.index.object_max());
         // Of one that ends where the connection does nobody can say whether it is whole.
         match (fits, who.contains_key(UNTIL_CLOSE)) {
-            (true, false) => Ok(()),
             (false, _) => Err(NotStored::TooLarge),
             (true, true) => Err(NotStored::UntilClose),
+            (true, false) if !tags::are_few(response.headers(), tag_field.as_ref(), of_edge) => {
+                Err(NotStored::Tags)
+            }
+            (true, false) => Ok(()),
         }
     });
-    origin.learn(verdict.is_ok());
     if let Err(why) = verdict {
-        // What was stored is not what the origin says any more.
-        if stale.is_some() && !is_failure(response.status()) {
-            cache.index.remove(&wish.key);
+        not_stored(&cache, &lead, &wish, why, (response.status(), stale.is_some(), exchanged.answered_ms));
+        // How one request was put says nothing of the others.
+        if why.is_of_answer(response.status()) && !is_passed {
+            origin.learn(false);
         }
-        lead.fill().tell(match is_failure(response.status()) {
-            true => Progress::Failed(FAILED),
-            false => {
-                if let Some(key) = cache.index.key_of(&wish.key, &wish.head.headers) {
-                    cache.index.pass(&key, &wish.resource, exchanged.answered_ms);
-                }
-                Progress::NotShared
-            }
-        });
         if let Some(first) = first {
+            let fetched = Fetched { response, who, asked_at: told_at, of_edge };
             // Whoever asked may have gone.
-            let _gone = first.send(ForFirst::Alone(Fetched { response, who, asked_at: told_at }, why));
+            let _gone = first.send(ForFirst::Alone(fetched, why));
         }
         return;
     }
+    origin.learn(true);
     let (parts, body) = response.into_parts();
     let own = of_one_client(&parts.headers, &said);
-    let head = stored_head(&wish, parts.status, parts.headers, &said, exchanged, asked_at);
+    let head = stored_head(&wish, (parts.status, parts.headers, of_edge), &said, exchanged, asked_at);
     let variant = vary::variant(&head.vary, &wish.head.headers).unwrap_or_default();
     let head = Arc::new(head);
     // Before the fetch goes on, so that it does not seem that nobody reads.
@@ -207,9 +234,34 @@ pub(crate) async fn fetch<O: Origin>(
     if let Some(first) = first {
         let _gone = first.send(ForFirst::Shared(Own { who, fields: own }, reader));
     }
-    if let Some(object) = receive(lead.fill(), &head, body, behind_an_answer).await {
-        cache.index.insert(&wish.key, &wish.head.headers, Arc::new(object));
+    if let Some(object) = receive(&lead, &head, body, behind_an_answer).await {
+        lead.keep(&wish.head.headers, Arc::new(object));
     }
+}
+
+/// Says to all who wait that the answer is not one to store, and remembers that.
+fn not_stored(
+    cache: &Cache,
+    lead: &Lead,
+    wish: &Wish,
+    why: NotStored,
+    (status, was_stored, now_ms): (StatusCode, bool, u64),
+) {
+    if is_failure(status) {
+        return lead.fill().tell(Progress::Failed(FAILED));
+    }
+    // What was stored is not what the origin says any more.
+    if was_stored && why.is_of_answer(status) {
+        cache.index.remove(&wish.key);
+    }
+    let passed = match why {
+        NotStored::Authorization => Some(wish.key.with_authorization()),
+        _ => cache.index.key_of(&wish.key, &wish.head.headers),
+    };
+    if let Some(key) = passed {
+        cache.index.pass(&key, &wish.resource, now_ms);
+    }
+    lead.fill().tell(Progress::NotShared);
 }
 
 /// What those get who waited for an answer that says that the instance fails.
@@ -237,10 +289,10 @@ async fn nobody_waits(fill: &Fill, first: Option<&mut oneshot::Sender<ForFirst>>
     fill.abandoned().await;
 }
 
-fn tell_stored(lead: &Lead, first: Option<oneshot::Sender<ForFirst>>, news: Progress, who: HeaderMap) {
+fn tell_stored(lead: &Lead, first: Option<oneshot::Sender<ForFirst>>, news: Progress, own: Own) {
     lead.fill().tell(news);
     if let Some(first) = first {
-        let _gone = first.send(ForFirst::Shared(Own { who, fields: HeaderMap::new() }, None));
+        let _gone = first.send(ForFirst::Shared(own, None));
     }
 }
 
@@ -251,11 +303,25 @@ fn validated(
     first: Option<oneshot::Sender<ForFirst>>,
     wish: &Wish,
     stale: Option<Arc<Object>>,
-    response: &Response<Body>,
-    (who, exchanged, asked_at): (HeaderMap, Exchanged, u64),
+    fetched: Fetched,
+    (exchanged, asked_at): (Exchanged, u64),
 ) {
-    let Some(stale) = stale.filter(|stale| update::is_about(response.headers(), &stale.head.headers)) else {
-        // Of something else that was stored once: it goes, and who waits asks anew.
+    let Fetched { response, who, of_edge, .. } = fetched;
+    let told = response.headers();
+    let kept = stale.filter(|stale| update::is_about(told, &stale.head.headers)).and_then(|stale| {
+        let headers = update::updated(&stale.head.headers, told);
+        let said = policy::ruled(ResponseDirectives::of(&headers), stale.head.status, wish.rule.as_deref());
+        // What it says now may be that it is not for all. Whoever asked was let in when it was stored.
+        let (none, plain) = (HeaderMap::new(), RequestDirectives::default());
+        let asked = Asked { method: &Method::GET, headers: &none, directives: &plain };
+        may_store(asked, stale.head.status, &headers, &said).ok()?;
+        let head = stored_head(wish, (stale.head.status, headers, of_edge), &said, exchanged, asked_at);
+        // A 304 need not repeat them (RFC 9110, section 15.4.5).
+        let tags = if head.tags.is_empty() { stale.head.tags.clone() } else { head.tags };
+        Some(Arc::new(stale.with_head(Head { vary: Arc::clone(&stale.head.vary), tags, ..head })))
+    });
+    let Some(object) = kept else {
+        // It is of something else that was stored once, or no longer for all: it goes, and who waits asks anew.
         cache.index.remove(&wish.key);
         lead.fill().tell(Progress::NotShared);
         if let Some(first) = first {
@@ -263,25 +329,24 @@ fn validated(
         }
         return;
     };
-    let headers = update::updated(&stale.head.headers, response.headers());
-    let said = policy::ruled(ResponseDirectives::of(&headers), stale.head.status, wish.rule.as_deref());
-    let head = stored_head(wish, stale.head.status, headers, &said, exchanged, asked_at);
-    let object = Arc::new(stale.with_head(Head { vary: Arc::clone(&stale.head.vary), ..head }));
-    cache.index.insert(&wish.key, &wish.head.headers, Arc::clone(&object));
-    tell_stored(lead, first, Progress::Validated(object), who);
+    lead.keep(&wish.head.headers, Arc::clone(&object));
+    let mut fields = of_one_client(told, &ResponseDirectives::of(told));
+    told.get_all(SET_COOKIE).iter().for_each(|cookie| {
+        fields.append(SET_COOKIE, cookie.clone());
+    });
+    tell_stored(lead, first, Progress::Validated(object), Own { who, fields });
 }
 
 fn stored_head(
     wish: &Wish,
-    status: StatusCode,
-    mut headers: HeaderMap,
+    (status, mut headers, of_edge): (StatusCode, HeaderMap, bool),
     said: &ResponseDirectives,
     exchanged: Exchanged,
     asked_at: u64,
 ) -> Head {
     let freshness = Freshness::of(status, &headers, said, exchanged);
     let rule = wish.rule.as_deref();
-    let tags = tags::take(&mut headers, policy::tag_field(rule).as_ref());
+    let tags = tags::take(&mut headers, policy::tag_field(rule).as_ref(), of_edge);
     strip_unstored(&mut headers, said);
     policy::strip_forced(&mut headers, said);
     // Its length is looked at when it is here.
@@ -300,14 +365,26 @@ fn stored_head(
 }
 
 /// Receives the body for all who read it; gives what is to be stored. What is asked for behind an answer needs no readers.
-async fn receive(fill: &Fill, head: &Head, mut body: Body, behind_an_answer: bool) -> Option<Object> {
-    let mut trailers = None;
+async fn receive(lead: &Lead, head: &Head, mut body: Body, behind_an_answer: bool) -> Option<Object> {
+    let (fill, mut trailers) = (lead.fill(), None);
     loop {
         if !fill.room().await || (!behind_an_answer && fill.is_unread() && too_much_is_left(head, fill)) {
             fill.break_off();
             return None;
         }
-        match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = loop {
+            let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
+            match tokio::time::timeout(SILENCE_MAX, next).await {
+                Ok(frame) => break frame,
+                // Who comes now is not to wait for it.
+                Err(_) => lead.leave(),
+            }
+            if fill.is_unread() {
+                fill.break_off();
+                return None;
+            }
+        };
+        match frame {
             None => break,
             Some(Err(_)) => {
                 fill.break_off();

@@ -138,6 +138,8 @@ struct BodyState {
 #[derive(Debug)]
 struct ReaderState {
     next: usize,
+    /// Bytes of that one that it has already.
+    had: usize,
     waker: Option<Waker>,
 }
 
@@ -201,7 +203,7 @@ impl Fill {
             return None;
         }
         state.reading += 1;
-        let new = ReaderState { next: 0, waker: None };
+        let new = ReaderState { next: 0, had: 0, waker: None };
         let slot = match state.readers.iter().position(Option::is_none) {
             Some(free) => free,
             None => {
@@ -268,11 +270,20 @@ impl Fill {
         let mut state = self.state();
         let stored = (state.whole && !state.outdated && trailers.is_none())
             .then(|| compact(state.chunks.iter().cloned(), usize::try_from(state.kept_bytes).unwrap_or(0)));
+        if let Some(pieces) = &stored {
+            state.go_over_to(pieces);
+        }
         if state.end.is_none() {
             state.end = Some(End::Complete(trailers));
         }
         state.wake_readers();
         stored
+    }
+
+    /// What [`Self::finish`] gave is stored, and counted there: that others read it yet, however slowly, takes nothing of the fills' memory.
+    pub fn note_stored(&self) {
+        let mut state = self.state();
+        self.budget.give(std::mem::take(&mut state.kept_bytes));
     }
 
     /// The origin broke off.
@@ -293,6 +304,11 @@ impl Fill {
     /// Whether more may come for the slowest reader. Where the memory of all fills is spent, no more than one piece at a time.
     fn has_window(&self, state: &BodyState) -> bool {
         state.kept_bytes == 0 || (state.kept_bytes < WINDOW_BYTES && !self.budget.is_spent())
+    }
+
+    /// Whether what it is of has changed since.
+    pub fn is_outdated(&self) -> bool {
+        self.state().outdated
     }
 
     /// Drops what every reader has, of a response that is not stored.
@@ -323,6 +339,26 @@ impl Drop for Fill {
 }
 
 impl BodyState {
+    /// Readers go on at the same byte in the same body in other pieces. All of it is here.
+    fn go_over_to(&mut self, pieces: &Arc<[Bytes]>) {
+        let ends = |pieces: &mut dyn Iterator<Item = &Bytes>| -> Vec<usize> {
+            pieces
+                .scan(0, |end, piece| {
+                    *end += piece.len();
+                    Some(*end)
+                })
+                .collect()
+        };
+        let before = ends(&mut self.chunks.iter());
+        let after = ends(&mut pieces.iter());
+        for reader in self.readers.iter_mut().flatten() {
+            let at = reader.next.checked_sub(1).and_then(|last| before.get(last)).copied().unwrap_or(0);
+            reader.next = after.partition_point(|end| *end <= at);
+            reader.had = at - reader.next.checked_sub(1).map_or(0, |last| after[last]);
+        }
+        self.chunks = pieces.iter().cloned().collect();
+    }
+
     fn wake_readers(&mut self) {
         for reader in self.readers.iter_mut().flatten() {
             if let Some(waker) = reader.waker.take() {
@@ -346,9 +382,12 @@ impl Reader {
         let mut guard = fill.state();
         let state = &mut *guard;
         let Some(reader) = state.readers[self.slot].as_mut() else { return Poll::Ready(Piece::Broken) };
-        if let Some(chunk) = reader.next.checked_sub(state.first).and_then(|at| state.chunks.get(at)).cloned()
+        if let Some(mut chunk) =
+            reader.next.checked_sub(state.first).and_then(|at| state.chunks.get(at)).cloned()
         {
             reader.next += 1;
+            let had = std::mem::take(&mut reader.had).min(chunk.len());
+            let chunk = chunk.split_off(had);
             fill.trim(state);
             return Poll::Ready(Piece::Data(chunk));
         }
@@ -430,6 +469,35 @@ mod tests {
         assert_eq!(budget.used(), 3);
         drop((fill, late));
         assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn who_reads_slowly_reads_what_is_stored() {
+        let (fill, budget, count) = fill(1 << 20);
+        let text: Vec<u8> = (0..200_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut readers: Vec<_> = (0..50).map(|_| (fill.reader().unwrap(), Vec::new())).collect();
+        for (number, chunk) in text.chunks(1_500).enumerate() {
+            fill.push(Bytes::copy_from_slice(chunk));
+            // Each has come another way when it ends; the first has nothing, the last all.
+            for (index, (reader, had)) in readers.iter_mut().enumerate() {
+                if index * 3 >= number + 14 {
+                    had.extend_from_slice(&data(next(reader, &count)));
+                }
+            }
+        }
+        let stored = fill.finish(None).unwrap();
+        assert_eq!(budget.used(), 200_000);
+        fill.note_stored();
+        assert_eq!(budget.used(), 0, "it is counted where it is stored");
+        for (reader, had) in &mut readers {
+            while let Some(Piece::Data(more)) = next(reader, &count) {
+                had.extend_from_slice(&more);
+            }
+            assert!(*had == text);
+        }
+        assert!(stored.concat() == text);
+        let mut late = fill.reader().unwrap();
+        assert_eq!(data(next(&mut late, &count)).as_ptr(), stored[0].as_ptr(), "the very same bytes");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use http::header::{HeaderMap, HeaderName};
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry as Slot, HashMap, RandomState};
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Variants that are kept of one resource; the oldest goes for one more.
 const VARIANTS_MAX: usize = 64;
@@ -51,6 +51,8 @@ pub enum Found {
     Object(Arc<Object>),
     /// Nothing, and it is not worth to wait for others who ask.
     Pass,
+    /// What it has in the fields of `Vary` is too long for a key.
+    TooLong,
     /// Nothing. The key is the one that requests that could share an answer have in common, as far as is known.
     Absent(Key),
 }
@@ -60,10 +62,14 @@ pub enum Found {
 pub struct Index {
     entries: Store<Key, Entry>,
     random: RandomState,
-    fills: Vec<Mutex<HashMap<Key, Arc<Fill>>>>,
+    /// What is on its way, by resource.
+    fills: Vec<Mutex<HashMap<Key, Fills>>>,
     budget: Arc<Budget>,
     object_max: u64,
 }
+
+/// What is on its way of one resource, by what its requests have in common.
+type Fills = HashMap<Key, Arc<Fill>>;
 
 /// A place among those who ask for the same.
 #[derive(Debug)]
@@ -78,6 +84,7 @@ pub enum Place {
 #[derive(Debug)]
 pub struct Lead {
     index: Arc<Index>,
+    resource: Key,
     key: Key,
     fill: Arc<Fill>,
 }
@@ -106,7 +113,7 @@ impl Index {
             Some(Entry::Pass(until_ms)) if now_ms < until_ms => Found::Pass,
             Some(Entry::Pass(_)) | None => Found::Absent(resource.clone()),
             Some(Entry::Varies(varies)) => {
-                let Some(key) = varies.key(resource, request) else { return Found::Pass };
+                let Some(key) = varies.key(resource, request) else { return Found::TooLong };
                 match self.entries.get(&key) {
                     Some(Entry::Object(object)) => Found::Object(object),
                     Some(Entry::Pass(until_ms)) if now_ms < until_ms => Found::Pass,
@@ -154,8 +161,8 @@ impl Index {
         }
     }
 
-    /// Keeps a response for requests like this one. What was kept of the resource under another `Vary` goes.
-    pub fn insert(&self, resource: &Key, request: &HeaderMap, object: Arc<Object>) {
+    /// Keeps a response for requests like this one. What was kept of the resource under another `Vary` goes. False: there is no room for it.
+    pub fn insert(&self, resource: &Key, request: &HeaderMap, object: Arc<Object>) -> bool {
         let names = Arc::clone(&object.head.vary);
         let of = object.head.resource.clone();
         if names.is_empty() {
@@ -174,11 +181,11 @@ impl Index {
                 varies
             }
         };
-        let Some(key) = varies.key(resource, request) else { return };
+        let Some(key) = varies.key(resource, request) else { return false };
         if let Some(oldest) = varies.note(&key) {
             self.entries.remove(&oldest);
         }
-        self.keep(key, Entry::Object(object), &of);
+        self.keep(key, Entry::Object(object), &of)
     }
 
     /// Remembers for a while that the answer was for one client alone, unless something is kept there.
@@ -188,47 +195,53 @@ impl Index {
         }
     }
 
-    /// Stores an entry, on the account of the organization whose it is. There may be no room for it.
-    fn keep(&self, key: Key, entry: Entry, of: &Resource) {
-        let weight = entry.weight(&key);
-        self.entries.insert(key, entry, weight, of.organization());
+    /// Whether answers to requests with a key like this are taken to be for one client each.
+    #[must_use]
+    pub fn passes(&self, key: &Key, now_ms: u64) -> bool {
+        matches!(self.entries.peek(key), Some(Entry::Pass(until_ms)) if now_ms < until_ms)
     }
 
-    /// Forgets a resource with all its variants; what is on its way is not stored.
+    /// Stores an entry, on the account of the organization whose it is. There may be no room for it.
+    fn keep(&self, key: Key, entry: Entry, of: &Resource) -> bool {
+        let weight = entry.weight(&key);
+        self.entries.insert(key, entry, weight, of.organization())
+    }
+
+    /// Forgets a resource with all its variants. What is on its way goes to those who wait for it already, and to nobody else.
     pub fn remove(&self, resource: &Key) {
+        // First what is on its way: what is stored of it before this is removed below, and after this it is not stored.
+        let coming = self.shard(resource).remove(resource);
+        coming.into_iter().flat_map(Fills::into_values).for_each(|fill| fill.outdate());
+        self.remove_stored(resource);
+    }
+
+    fn remove_stored(&self, resource: &Key) {
         if let Some(Entry::Varies(varies)) = self.entries.peek(resource) {
             for key in varies.keys.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-                self.outdate(&key);
                 self.entries.remove(&key);
             }
         }
-        self.outdate(resource);
         self.entries.remove(resource);
     }
 
-    fn outdate(&self, key: &Key) {
-        if let Some(fill) = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner).get(key) {
-            fill.outdate();
-        }
-    }
-
-    /// Takes a place among those who ask for this.
+    /// Takes a place among those who ask for this; `key` is of [`Self::key_of`].
     #[must_use]
-    pub fn join(self: &Arc<Self>, key: &Key) -> Place {
-        let mut fills = self.shard(key).lock().unwrap_or_else(PoisonError::into_inner);
-        match fills.entry(key.clone()) {
+    pub fn join(self: &Arc<Self>, resource: &Key, key: &Key) -> Place {
+        let mut shard = self.shard(resource);
+        match shard.entry(resource.clone()).or_default().entry(key.clone()) {
             Slot::Occupied(slot) => Place::Follow(Arc::clone(slot.get())),
             Slot::Vacant(slot) => {
                 let fill = Fill::new(Arc::clone(&self.budget), self.object_max);
                 slot.insert(Arc::clone(&fill));
-                Place::Lead(Lead { index: Arc::clone(self), key: key.clone(), fill })
+                let (index, resource, key) = (Arc::clone(self), resource.clone(), key.clone());
+                Place::Lead(Lead { index, resource, key, fill })
             }
         }
     }
 
-    fn shard(&self, key: &Key) -> &Mutex<HashMap<Key, Arc<Fill>>> {
-        let shard = usize::try_from(self.random.hash_one(key) % SHARDS as u64).unwrap_or(0);
-        &self.fills[shard]
+    fn shard(&self, resource: &Key) -> MutexGuard<'_, HashMap<Key, Fills>> {
+        let shard = usize::try_from(self.random.hash_one(resource) % SHARDS as u64).unwrap_or(0);
+        self.fills[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The largest body that is stored, bytes.
@@ -302,17 +315,41 @@ impl Lead {
     pub fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
+
+    /// Keeps what was fetched for requests like this one, unless the resource has changed since this place was taken.
+    pub fn keep(&self, request: &HeaderMap, object: Arc<Object>) {
+        if self.fill.is_outdated() {
+            return;
+        }
+        if self.index.insert(&self.resource, request, object) {
+            self.fill.note_stored();
+        }
+        // Changed in between: whoever said so may have been done with what is stored before this was.
+        if self.fill.is_outdated() {
+            self.index.remove_stored(&self.resource);
+        }
+    }
+
+    /// Leaves the place to the next who asks. Those who follow go on to read what comes.
+    pub fn leave(&self) {
+        let mut shard = self.index.shard(&self.resource);
+        if let Slot::Occupied(mut fills) = shard.entry(self.resource.clone()) {
+            // The place may be another's by now.
+            if fills.get().get(&self.key).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
+                fills.get_mut().remove(&self.key);
+            }
+            if fills.get().is_empty() {
+                fills.remove();
+            }
+        }
+    }
 }
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let mut fills = self.index.shard(&self.key).lock().unwrap_or_else(PoisonError::into_inner);
-        // The place may be another's by now.
-        if fills.get(&self.key).is_some_and(|fill| Arc::ptr_eq(fill, &self.fill)) {
-            fills.remove(&self.key);
-        }
-        drop(fills);
-        self.fill.tell(super::fill::Progress::lost());
+        self.leave();
+        // Where it has come to its end already this says nothing new.
+        self.fill.break_off();
     }
 }
 
@@ -453,12 +490,32 @@ mod tests {
     async fn one_leads_and_the_rest_follow() {
         let index = Arc::new(Index::new(1 << 20, 1 << 16));
         let key = Key::resource("host", "h", "/a");
-        let Place::Lead(lead) = index.join(&key) else { panic!("the first leads") };
-        let Place::Follow(fill) = index.join(&key) else { panic!("the second follows") };
+        let Place::Lead(lead) = index.join(&key, &key) else { panic!("the first leads") };
+        let Place::Follow(fill) = index.join(&key, &key) else { panic!("the second follows") };
         assert!(Arc::ptr_eq(&fill, lead.fill()));
         drop(lead);
         assert!(matches!(fill.head().await, super::super::fill::Progress::Failed(_)));
-        assert!(matches!(index.join(&key), Place::Lead(_)), "the next one leads");
+        assert!(matches!(index.join(&key, &key), Place::Lead(_)), "the next one leads");
+        assert!(index.fills.iter().all(|shard| shard.lock().unwrap().is_empty()), "and leaves nothing");
+    }
+
+    #[test]
+    fn what_began_before_a_change_is_not_kept_after_it() {
+        let index = Arc::new(Index::new(1 << 20, 1 << 16));
+        let key = Key::resource("host", "h", "/a");
+        let (of_a, of_b) = (request(&[("x", "a")]), request(&[("x", "b")]));
+        index.insert(&key, &of_a, object(&["x"], b"a"));
+        // Of a variant that nothing is stored of.
+        let shared = index.key_of(&key, &of_b).unwrap();
+        let Place::Lead(before) = index.join(&key, &shared) else { panic!("nobody else asks") };
+        index.remove(&key);
+        let Place::Lead(after) = index.join(&key, &key) else { panic!("who comes after it asks anew") };
+        before.keep(&of_b, object(&["x"], b"old"));
+        assert_eq!(body(&index, &key, &of_b), None);
+        drop(before);
+        assert!(matches!(index.join(&key, &key), Place::Follow(_)), "the place is the other's");
+        after.keep(&of_b, object(&["x"], b"new"));
+        assert_eq!(body(&index, &key, &of_b).unwrap(), b"new");
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! What a stored response is found by.
 
+use aws_lc_rs::digest;
 use std::fmt;
 use std::sync::Arc;
 
-/// Virtual host, authority, and path with query in their normal form; for one variant of several, also what the request has in the fields of
-/// `Vary`. The method is not in it: only answers to GET are stored, and they answer HEAD too. Nor is the scheme: edges serve HTTPS
+/// Virtual host, authority, and path with query in their normal form; for one variant of several, a digest of that and of what the request
+/// has in the fields of `Vary`. The method is not in it: only answers to GET are stored, and they answer HEAD too. Nor is the scheme: edges serve HTTPS
 /// alone. Clones share the bytes.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Key(Arc<[u8]>);
@@ -18,10 +19,21 @@ impl Key {
         Self(parts.join(&0).into())
     }
 
-    /// Of one variant of the resource; `variant` is of [`super::rules::vary::variant`].
+    /// Of one variant of the resource; `variant` is of [`super::rules::vary::variant`]. It is a digest: what clients put into the fields of
+    /// `Vary` takes no memory.
     #[must_use]
     pub fn variant(&self, variant: &[u8]) -> Self {
-        Self([&self.0, &b"\0\0"[..], variant].concat().into())
+        let mut digest = digest::Context::new(&digest::SHA256);
+        digest.update(&(self.0.len() as u64).to_be_bytes());
+        digest.update(&self.0);
+        digest.update(variant);
+        Self(digest.finish().as_ref().into())
+    }
+
+    /// Of requests for it that say who asks.
+    #[must_use]
+    pub fn with_authorization(&self) -> Self {
+        self.variant(b"authorization")
     }
 
     /// Where it is on the ring on which edges share what they keep: the same on all of them.

@@ -144,7 +144,7 @@ fn explain(cache: &Cache, key: &Key, asked: &Asked, fields: &HeaderMap, now_ms: 
     }
     if !is_for_cache(&request) {
         let why = "a field of the request overrides its method, so that it may not be a GET";
-        return with_status(said("bypass", why), CacheStatus::forwarded(Forwarded::Method));
+        return with_status(said("bypass", why), CacheStatus::forwarded(Forwarded::Bypass));
     }
     let asks = RequestDirectives::of(fields);
     let found = cache.index.find(key, fields, now_ms);
@@ -154,6 +154,15 @@ fn explain(cache: &Cache, key: &Key, asked: &Asked, fields: &HeaderMap, now_ms: 
             let status = CacheStatus { detail: Some("pass"), ..CacheStatus::forwarded(Forwarded::UriMiss) };
             with_status(said("pass", why), status)
         }
+        Found::TooLong => {
+            let why =
+                "answers differ by fields of the request, and what it has in them is too long for a key";
+            let status = CacheStatus {
+                detail: Some("variant-too-long"),
+                ..CacheStatus::forwarded(Forwarded::VaryMiss)
+            };
+            with_status(said("pass", why), status)
+        }
         Found::Absent(missing) if missing == key => absent(Forwarded::UriMiss, "nothing is stored of it"),
         Found::Absent(_) => absent(
             Forwarded::VaryMiss,
@@ -161,9 +170,7 @@ fn explain(cache: &Cache, key: &Key, asked: &Asked, fields: &HeaderMap, now_ms: 
         ),
         Found::Object(object) => stored(cache, object, (fields, rule), &asks, now_ms),
     };
-    if asks.only_if_cached
-        && !matches!(&answer["would"], Value::String(would) if would == "hit" || would == "pass")
-    {
+    if asks.only_if_cached && answer["would"] != "hit" {
         answer = refused(
             Reason::NotCached,
             "the request says `only-if-cached`, and there is nothing that it can have",

@@ -3,7 +3,7 @@
 use super::Cache;
 use super::answer::{Asking, from_fill, from_object};
 use super::compressing::compress_behind;
-use super::fetch::{Fetched, ForFirst, Origin, Own, Wish, fetch};
+use super::fetch::{Fetched, ForFirst, Known, Origin, Own, Wish, fetch};
 use super::fill::{Fill, Progress, Reader};
 use super::index::{Found, Place};
 use super::key::Key;
@@ -19,7 +19,7 @@ use atoll_process::clock::unix_ms;
 use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::workers::spawn_task;
 use atoll_proxy::{Body, ProxyMetrics};
-use http::header::{HeaderMap, RANGE};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE};
 use http::{Method, Response};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -122,18 +122,19 @@ impl<O: Origin> Serving<'_, O> {
     async fn round(&self) -> Round {
         let Wish { head, key, .. } = self.wish;
         let now_ms = unix_ms();
-        let (why, stale) = match self.cache.index.find(key, &head.headers, now_ms) {
-            Found::Pass => return Round::Direct(Forwarded::UriMiss, Some("pass")),
-            Found::Absent(missing) if missing == *key => (Forwarded::UriMiss, None),
-            Found::Absent(_) => (Forwarded::VaryMiss, None),
+        let (why, known) = match self.cache.index.find(key, &head.headers, now_ms) {
+            Found::Pass => (Forwarded::UriMiss, Known::NotStored),
+            Found::TooLong => return Round::Direct(Forwarded::VaryMiss, Some("variant-too-long")),
+            Found::Absent(missing) if missing == *key => (Forwarded::UriMiss, Known::Nothing),
+            Found::Absent(_) => (Forwarded::VaryMiss, Known::Nothing),
             Found::Object(object) => match usable(self.cache, &object, &self.asks, now_ms) {
                 Some(Use::Fresh) => return self.hit(&object, now_ms),
                 Some(Use::WhileRevalidate) => {
                     self.refresh(&object);
                     return self.hit(&object, now_ms);
                 }
-                Some(Use::Validate) => (why_validate(self.cache, &object, now_ms), Some(object)),
-                None => (Forwarded::UriMiss, None),
+                Some(Use::Validate) => (why_validate(self.cache, &object, now_ms), Known::Stale(object)),
+                None => (Forwarded::UriMiss, Known::Nothing),
             },
         };
         if self.asks.only_if_cached {
@@ -142,10 +143,19 @@ impl<O: Origin> Serving<'_, O> {
         if head.method == Method::HEAD {
             return Round::Direct(why, None);
         }
+        if let Some(detail) = self.goes_alone(&known, now_ms) {
+            return Round::Direct(why, Some(detail));
+        }
         let Some(shared) = self.cache.index.key_of(key, &head.headers) else {
             return Round::Direct(why, Some("variant-too-long"));
         };
-        match self.cache.index.join(&shared) {
+        match self.cache.index.join(key, &shared) {
+            // One of those whose answers were not shared may find that now they are; the others don't wait for it.
+            Place::Follow(_) if matches!(known, Known::NotStored) => Round::Direct(why, Some("pass")),
+            // It began before the change that the other edge knows of.
+            Place::Follow(_) if self.wish.is_edge && self.asks.no_cache => {
+                Round::Direct(why, Some("no-cache"))
+            }
             Place::Follow(fill) => self.follow(&fill, why).await,
             Place::Lead(lead) => {
                 let (first, outcome) = oneshot::channel();
@@ -155,7 +165,7 @@ impl<O: Origin> Serving<'_, O> {
                     self.origin.clone(),
                     lead,
                     self.wish.again(),
-                    stale,
+                    known,
                     Some(first),
                 );
                 spawn_task("cache fetch", self.metrics, task);
@@ -170,6 +180,21 @@ impl<O: Origin> Serving<'_, O> {
                 }
             }
         }
+    }
+
+    /// Why nobody is to share what comes back, and it is not to be stored: by how the request is put.
+    fn goes_alone(&self, known: &Known, now_ms: u64) -> Option<&'static str> {
+        let Wish { head, key, .. } = self.wish;
+        let has = |name: HeaderName| head.headers.contains_key(name);
+        if self.asks.no_store {
+            return Some("request-no-store");
+        }
+        if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
+            return Some("condition");
+        }
+        let passed = (matches!(known, Known::NotStored) && has(RANGE))
+            || (has(AUTHORIZATION) && self.cache.index.passes(&key.with_authorization(), now_ms));
+        passed.then_some("pass")
     }
 
     fn hit(&self, object: &Arc<Object>, now_ms: u64) -> Round {
@@ -197,11 +222,14 @@ impl<O: Origin> Serving<'_, O> {
     /// Asks the origin behind an answer that was given, unless someone does already.
     fn refresh(&self, object: &Arc<Object>) {
         let Wish { head, key, .. } = self.wish;
+        let known = Known::Stale(Arc::clone(object));
+        if self.goes_alone(&known, unix_ms()).is_some() {
+            return;
+        }
         let Some(shared) = self.cache.index.key_of(key, &head.headers) else { return };
-        if let Place::Lead(lead) = self.cache.index.join(&shared) {
-            let stale = Some(Arc::clone(object));
+        if let Place::Lead(lead) = self.cache.index.join(key, &shared) {
             let task =
-                fetch(Arc::clone(self.cache), self.origin.clone(), lead, self.wish.again(), stale, None);
+                fetch(Arc::clone(self.cache), self.origin.clone(), lead, self.wish.again(), known, None);
             spawn_task("cache refresh", self.metrics, task);
         }
     }
@@ -227,12 +255,13 @@ impl<O: Origin> Serving<'_, O> {
         let Wish { head, .. } = self.wish;
         let now_ms = unix_ms();
         let collapsed = own.is_none();
-        let Own { who, fields } = own.unwrap_or_default();
+        let own = own.unwrap_or_default();
+        // What others wait for was asked for before a purge that names it, which this request came after.
+        let purged = |entry| collapsed && self.cache.purges.load().fate(entry) != Fate::Kept;
         let status = CacheStatus { collapsed, ..CacheStatus::forwarded(why) };
         match fill.head().await {
             Progress::Here(stored, variant) => {
-                // It was asked for before a purge that names it, which this request came after.
-                if collapsed && self.cache.purges.load().fate(stored.for_purges()) != Fate::Kept {
+                if purged(stored.for_purges()) {
                     return Round::Direct(why, Some("purged"));
                 }
                 if vary::variant(&stored.vary, &head.headers).as_deref() != Some(&*variant) {
@@ -244,35 +273,39 @@ impl<O: Origin> Serving<'_, O> {
                 let Some(mut response) = from_fill(&stored, reader, self.asking(now_ms)) else {
                     return Round::Direct(why, Some("condition"));
                 };
-                response.headers_mut().extend(fields);
+                response.headers_mut().extend(own.fields);
                 let status = CacheStatus {
                     forwarded_status: Some(stored.status.as_u16()),
                     ttl_s: Some(stored.freshness.ttl_s(now_ms)),
                     stored: true,
                     ..status
                 };
-                Round::Answered(Answered { response, who, status })
+                Round::Answered(Answered { response, who: own.who, status })
+            }
+            Progress::Validated(object) | Progress::StandsIn(object) if purged(object.head.for_purges()) => {
+                Round::Direct(why, Some("purged"))
             }
             Progress::Validated(object) => {
                 let status = CacheStatus { forwarded_status: Some(304), stored: true, ..status };
-                self.stored(&object, why, who, status)
+                self.stored(&object, why, own, status)
             }
             Progress::StandsIn(object) => {
                 let status = CacheStatus { detail: Some("stale-if-error"), ..status };
-                self.stored(&object, why, who, status)
+                self.stored(&object, why, own, status)
             }
             Progress::Failed(made) => Round::Failed(made),
             Progress::Asking | Progress::NotShared => Round::Direct(why, Some("not-shared")),
         }
     }
 
-    fn stored(&self, object: &Arc<Object>, why: Forwarded, who: HeaderMap, status: CacheStatus) -> Round {
+    fn stored(&self, object: &Arc<Object>, why: Forwarded, own: Own, status: CacheStatus) -> Round {
         let now_ms = unix_ms();
-        let Some(response) = from_object(object, self.asking(now_ms)) else {
+        let Some(mut response) = from_object(object, self.asking(now_ms)) else {
             return Round::Direct(why, Some("condition"));
         };
+        response.headers_mut().extend(own.fields);
         let status = CacheStatus { ttl_s: Some(object.head.freshness.ttl_s(now_ms)), ..status };
-        Round::Answered(Answered { response, who, status })
+        Round::Answered(Answered { response, who: own.who, status })
     }
 
     fn alone(&self, fetched: Fetched, reason: NotStored, why: Forwarded) -> Round {

@@ -9,7 +9,7 @@ use atoll_model::{Hop, Reason, Tier};
 use atoll_proxy::answer::{self, InternalAnswer};
 use atoll_proxy::{Body, Interim, Outgoing, Tries, headers};
 use atoll_routing::tier::{self, Ask, Asker};
-use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue};
+use http::header::{CACHE_CONTROL, HeaderMap, HeaderValue, VARY};
 use http::{Request, Response, request};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -85,7 +85,11 @@ impl Regional {
                 }
                 None => {
                     counts.tier_answered.inc();
-                    if let Some((changed, change)) = changed.zip(change) {
+                    // It keeps this, so what it had before is gone; of other variants nobody can say.
+                    let keeps = purged_of(response.headers()).is_some()
+                        && !response.status().is_server_error()
+                        && !response.headers().contains_key(VARY);
+                    if let Some((changed, change)) = changed.zip(change).filter(|_| keeps) {
                         changed.forget(place, change);
                     }
                     Some(Ok(finish_of_edge(response)))
@@ -158,12 +162,12 @@ fn finish(mut response: Response<Body>) -> Fetched {
     }
     headers::strip_hop_by_hop(fields);
     headers::strip_internal_from_answer(fields);
-    Fetched { response, who, asked_at: None }
+    Fetched { response, who, asked_at: None, of_edge: false }
 }
 
 fn finish_of_edge(response: Response<Body>) -> Fetched {
     let asked_at = purged_of(response.headers());
-    Fetched { asked_at, ..finish(response) }
+    Fetched { asked_at, of_edge: true, ..finish(response) }
 }
 
 /// What Atoll answers where another edge asks in a way that none of ours does.

@@ -125,6 +125,13 @@ pub fn range_holds(request: &HeaderMap, stored: &HeaderMap) -> bool {
     }
 }
 
+/// Whether the request's `If-Range` is not a tag.
+#[must_use]
+pub fn is_dated(request: &HeaderMap) -> bool {
+    let condition = request.get(IF_RANGE).map(|condition| condition.as_bytes().trim_ascii());
+    condition.is_some_and(|condition| !(condition.starts_with(b"\"") || condition.starts_with(b"W/")))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

@@ -49,9 +49,21 @@ pub enum NotStored {
     TooLarge,
     /// Its body ends where the connection does: nobody can say whether it is whole.
     UntilClose,
+    /// It has more tags than are kept: purges would miss it.
+    Tags,
 }
 
 impl NotStored {
+    /// Whether the answer is why, and not how this one request was put: others may get one that is stored.
+    #[must_use]
+    pub fn is_of_answer(self, status: StatusCode) -> bool {
+        match self {
+            Self::RequestNoStore | Self::Authorization => false,
+            Self::Status => !is_about_the_request(status),
+            _ => true,
+        }
+    }
+
     /// As `Cache-Status` and logs have it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -67,6 +79,7 @@ impl NotStored {
             Self::NoUse => "no-freshness",
             Self::TooLarge => "too-large",
             Self::UntilClose => "until-close",
+            Self::Tags => "too-many-tags",
         }
     }
 }

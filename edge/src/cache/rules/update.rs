@@ -4,7 +4,8 @@ use super::conditional::is_strong;
 use super::directives::ResponseDirectives;
 use super::storing::strip_unstored;
 use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, VARY,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED, SET_COOKIE,
+    VARY,
 };
 
 /// What the stored body depends on: a 304 can't change it.
@@ -31,6 +32,8 @@ pub fn is_about(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
 pub fn updated(stored: &HeaderMap, not_modified: &HeaderMap) -> HeaderMap {
     let mut fresh = not_modified.clone();
     strip_unstored(&mut fresh, &ResponseDirectives::of(not_modified));
+    // It is for the one whose request it answers.
+    fresh.remove(SET_COOKIE);
     for name in &KEPT {
         fresh.remove(name);
     }
@@ -70,7 +73,7 @@ mod tests {
     fn new_fields_replace_old_ones() {
         let stored = headers("A: 1\nA: 2\nB: 3\nContent-Length: 10\nAge: 7\nContent-Type: text/plain");
         let told = headers(
-            "A: 9\nC: 4\nContent-Length: 0\nConnection: c\nContent-Type: text/html\nSet-Cookie: x\nCache-Control: private=\"set-cookie\"",
+            "A: 9\nC: 4\nContent-Length: 0\nConnection: c\nContent-Type: text/html\nSet-Cookie: x\nCache-Control: private=\"b\"\nB: 4",
         );
         let now = updated(&stored, &told);
         let of = |name: &str| now.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();

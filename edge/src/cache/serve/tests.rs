@@ -96,7 +96,12 @@ impl Origin for Stand {
                 .headers_mut()
                 .append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         }
-        Ok(Fetched { response, who: self.0.who.borrow().clone(), asked_at: self.0.asked_at.get() })
+        Ok(Fetched {
+            response,
+            who: self.0.who.borrow().clone(),
+            asked_at: self.0.asked_at.get(),
+            of_edge: false,
+        })
     }
 
     async fn fetch_shared(&self, head: request::Parts, _: &Key, _: u64) -> Result<Fetched, InternalAnswer> {
@@ -162,6 +167,16 @@ async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Until it holds.
+async fn until(mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), waiting).await.unwrap();
 }
 
 const FRESH: &str = "cache-control: max-age=60\netag: \"a\"";
@@ -274,10 +289,191 @@ async fn what_is_not_shared_lets_the_others_go_at_once() {
         for client in clients {
             assert_eq!(client.await.unwrap().unwrap().2, "mine");
         }
-        let later = ask(&cache, &stand, get(&[])).await.unwrap();
-        assert!(later.1.contains("detail=pass"), "{}", later.1);
+        // Nobody waits for the next one either, which may be one to store.
+        stand.0.gated.set(true);
+        let asks = || {
+            let (cache, stand) = (Arc::clone(&cache), stand.clone());
+            tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+        };
+        stand.0.scripts.borrow_mut().push_back(private());
+        let (one, two) = (asks(), asks());
+        settle().await;
+        assert_eq!(stand.asked(), 7, "both at the same time");
+        stand.0.gated.set(false);
+        stand.0.gate.notify_waiters();
+        let said = [one, two].map(async |client| client.await.unwrap().unwrap().1);
+        let [one, two] = said;
+        assert!(one.await.contains("detail=private") && two.await.contains("detail=pass"));
+        let shared = Stand::with([Script::Answer(200, FRESH, "ours")]);
+        assert_eq!(ask(&cache, &shared, get(&[])).await.unwrap().2, "ours");
+        settle().await;
+        assert!(
+            ask(&cache, &shared, get(&[])).await.unwrap().1.contains("hit"),
+            "once it is for all it is stored"
+        );
     })
     .await;
+}
+
+#[tokio::test]
+async fn one_clients_request_does_not_turn_the_cache_off() {
+    local(async {
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, FRESH, "hello")]));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        let odd = [
+            (("cache-control", "no-cache, no-store"), Script::Answer(200, FRESH, "own")),
+            (("authorization", "x"), Script::Answer(200, FRESH, "own")),
+            (("x-odd", "1"), Script::Answer(406, "", "")),
+            (("if-match", "\"x\""), Script::Answer(412, "", "")),
+        ];
+        for ((name, value), script) in odd {
+            stand.0.scripts.borrow_mut().push_back(script);
+            let mut wish = get(&[("cache-control", "no-cache")]);
+            wish.head.headers.insert(name, value.parse().unwrap());
+            ask(&cache, &stand, wish).await.unwrap();
+            settle().await;
+            let next = ask(&cache, &stand, get(&[])).await.unwrap();
+            assert!(next.2 == "hello" && next.1.contains("hit"), "{name}: {next:?}");
+        }
+        assert!(
+            stand.0.learned.borrow().iter().all(|shared| *shared),
+            "nor does the service seem uncacheable"
+        );
+        // And where nothing is stored, who says who they are are passed by themselves.
+        let (cache, stand) =
+            (self::cache(), Stand::with((0..4).map(|_| Script::Answer(200, FRESH, "hello"))));
+        let own = || get(&[("authorization", "x")]);
+        assert!(ask(&cache, &stand, own()).await.unwrap().1.contains("detail=authorization"));
+        assert!(ask(&cache, &stand, own()).await.unwrap().1.contains("detail=pass"));
+        assert!(ask(&cache, &stand, get(&[])).await.unwrap().1.contains("stored"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_304_gives_nobody_what_is_one_clients() {
+    local(async {
+        let early = "cache-control: max-age=1\nage: 5\netag: \"a\"\ncache-tag: t";
+        let renewed = "cache-control: max-age=60\netag: \"a\"\nset-cookie: session=1";
+        let scripts = [Script::Answer(200, early, "page"), Script::Answer(304, renewed, "")];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        let fields = || async {
+            let answered = respond(&cache, &stand, get(&[]), &ProxyMetrics::unregistered()).await.unwrap();
+            settle().await;
+            answered.response.into_parts().0.headers
+        };
+        fields().await;
+        assert_eq!(fields().await["set-cookie"], "session=1", "whose request it answers gets it");
+        let next = fields().await;
+        assert!(next.contains_key("age") && !next.contains_key("set-cookie"), "{next:?}");
+        // A 304 need not repeat tags.
+        let what = Some(record::purge::What::Tag("t".to_owned()));
+        let marks = vec![record::Purge { seq: 1, what, soft: false }];
+        cache.purge("o/a", &record::Purges { floor: 0, marks }, |_, _| None);
+        stand.0.scripts.borrow_mut().push_back(Script::Answer(200, early, "new page"));
+        assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "new page");
+        settle().await;
+        // One that says that it is no longer for all.
+        for said in ["cache-control: private, max-age=60", "cache-control: no-store"] {
+            let scripts = [
+                Script::Answer(304, said, ""),
+                Script::Answer(200, said, "mine"),
+                Script::Answer(200, early, "page"),
+            ];
+            stand.0.scripts.borrow_mut().extend(scripts);
+            assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "mine", "{said}");
+            settle().await;
+            assert_eq!(ask(&cache, &stand, get(&[])).await.unwrap().2, "page", "{said}");
+            settle().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_comes_after_a_change_or_a_purge_does_not_get_what_is_being_validated() {
+    local(async {
+        let early = "cache-control: max-age=1\nage: 5\netag: \"a\"";
+        for change in [
+            |cache: &Cache| cache.purge("o/a", &mark(1), |_, _| None),
+            |cache: &Cache| cache.index.remove(&Key::resource("id", "h", "/p")),
+        ] {
+            let (cache, stand) = (cache(), Stand::with([Script::Answer(200, early, "old")]));
+            ask(&cache, &stand, get(&[])).await.unwrap();
+            settle().await;
+            let stand = stand.gated();
+            let asks = || {
+                let (cache, stand) = (Arc::clone(&cache), stand.clone());
+                tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+            };
+            let renewed = Script::Answer(304, "cache-control: max-age=60\netag: \"a\"", "");
+            let new = |text| Script::Answer(200, FRESH, text);
+            stand.0.scripts.borrow_mut().extend([renewed, new("new"), new("newer")]);
+            let first = asks();
+            settle().await;
+            change(&cache);
+            let second = asks();
+            settle().await;
+            stand.0.gate.notify_one();
+            assert_eq!(first.await.unwrap().unwrap().2, "old");
+            stand.0.gated.set(false);
+            stand.0.gate.notify_waiters();
+            settle().await;
+            stand.0.gate.notify_one();
+            assert_eq!(second.await.unwrap().unwrap().2, "new");
+            settle().await;
+            assert_ne!(ask(&cache, &stand, get(&[])).await.unwrap().2, "old");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_body_that_falls_silent_does_not_hold_its_place() {
+    local(async {
+        let (send, pieces) = mpsc::channel(4);
+        let scripts = [Script::Slowly(FRESH, pieces), Script::Answer(200, FRESH, "whole")];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        let asks = || {
+            let (cache, stand) = (Arc::clone(&cache), stand.clone());
+            tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+        };
+        send.send(Ok(Bytes::from_static(b"ha"))).await.unwrap();
+        let first = asks();
+        until(|| stand.asked() == 1).await;
+        let key = Key::resource("id", "h", "/p");
+        until(|| matches!(cache.index.join(&key, &key), Place::Lead(_))).await;
+        assert_eq!(asks().await.unwrap().unwrap().2, "whole");
+        send.send(Ok(Bytes::from_static(b"lf"))).await.unwrap();
+        drop(send);
+        assert_eq!(first.await.unwrap().unwrap().2, "half", "who reads it gets what comes yet");
+        // One that nobody reads ends.
+        let (send, pieces) = mpsc::channel(4);
+        let (cache, stand) = (self::cache(), Stand::with([Script::Slowly(FRESH, pieces)]));
+        send.send(Ok(Bytes::from_static(b"ha"))).await.unwrap();
+        let first = tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await });
+        settle().await;
+        first.abort();
+        until(|| send.is_closed()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn readers_of_a_fetch_that_is_cut_off_hear_of_it() {
+    let (cache, stand) = (cache(), Stand::default());
+    let (send, pieces) = mpsc::channel(4);
+    stand.0.scripts.borrow_mut().push_back(Script::Slowly(FRESH, pieces));
+    send.send(Ok(Bytes::from_static(b"ha"))).await.unwrap();
+    // As where a worker ends while another one's clients read.
+    let tasks = LocalSet::new();
+    let answered =
+        tasks.run_until(respond(&cache, &stand, get(&[]), &ProxyMetrics::unregistered())).await.unwrap();
+    drop(tasks);
+    let mut body = answered.response.into_body();
+    let read = async { while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {} };
+    tokio::time::timeout(std::time::Duration::from_secs(60), read).await.unwrap();
 }
 
 #[tokio::test]
