@@ -68,6 +68,8 @@ impl BodyError {
 
     fn from_h2(side: Side, error: &h2::Error) -> Self {
         match error.reason() {
+            // Passed on as it is it would seem to say that the body was whole.
+            Some(h2::Reason::NO_ERROR) => Self::new(side, "the stream ended before its end", Self::CANCEL),
             Some(code) => Self::new(side, "the stream was reset", u32::from(code)),
             None => Self::new(side, "the connection was lost", Self::CANCEL),
         }

@@ -4,9 +4,10 @@ use crate::body::{Body, BodyError};
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::{Body as HttpBody, Frame};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, Sleep};
 
@@ -23,16 +24,38 @@ pub(crate) enum BodyEnd {
     Stalled(Duration),
 }
 
-/// Sends `body` to its end. `patience` bounds each wait for the peer to take some of it. A piece goes to the connection whole once the
-/// peer takes some of it, so up to one piece of each stream waits there.
+/// How long the peer may take nothing.
+#[derive(Default)]
+pub(crate) struct Patience {
+    limit: Cell<Option<Duration>>,
+    /// Who waits for the peer.
+    waiting: Cell<Option<Waker>>,
+}
+
+impl Patience {
+    pub(crate) fn new(limit: Option<Duration>) -> Self {
+        Self { limit: Cell::new(limit), waiting: Cell::default() }
+    }
+
+    /// From now on no longer than this.
+    pub(crate) fn set(&self, limit: Duration) {
+        self.limit.set(Some(limit));
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+}
+
+/// Sends `body` to its end. `patience` bounds each wait for the peer to take some of it. What the peer does not take stays here: no more
+/// goes to the connection than it has room for.
 pub(crate) async fn send_body(
     stream: &mut SendStream<Bytes>,
     body: &mut Body,
-    patience: Option<Duration>,
+    patience: &Patience,
 ) -> BodyEnd {
     let mut waits = Waits { patience, since: None, timer: None };
     loop {
-        let data = match poll_fn(|cx| next(stream, body, cx)).await {
+        let mut data = match poll_fn(|cx| next(stream, body, cx)).await {
             Next::PeerGone => return BodyEnd::PeerGone,
             Next::Frame(None) => return whole(stream.send_data(Bytes::new(), true)),
             Next::Frame(Some(Err(error))) => {
@@ -49,24 +72,25 @@ pub(crate) async fn send_body(
             },
         };
         let last = body.is_end_stream();
-        if !data.is_empty() {
-            // The least that tells that the peer takes something: more would be held back from the connection's other streams.
-            stream.reserve_capacity(1);
-            match poll_fn(|cx| waits.room(stream, cx)).await {
-                Room::Some => {}
+        if data.is_empty() && last {
+            return whole(stream.send_data(data, true));
+        }
+        while !data.is_empty() {
+            stream.reserve_capacity(data.len());
+            let part = match poll_fn(|cx| waits.room(stream, cx)).await {
+                Room::Some(room) => data.split_to(room.min(data.len())),
                 Room::PeerGone => return BodyEnd::PeerGone,
                 Room::Stalled(patience) => {
                     stream.send_reset(Reason::CANCEL);
                     return BodyEnd::Stalled(patience);
                 }
+            };
+            if stream.send_data(part, last && data.is_empty()).is_err() {
+                return BodyEnd::PeerGone;
             }
-        } else if !last {
-            continue;
         }
-        match stream.send_data(data, last) {
-            Ok(()) if last => return BodyEnd::Whole,
-            Ok(()) => {}
-            Err(_) => return BodyEnd::PeerGone,
+        if last {
+            return BodyEnd::Whole;
         }
     }
 }
@@ -89,25 +113,27 @@ fn next(stream: &mut SendStream<Bytes>, body: &mut Body, context: &mut Context<'
 }
 
 enum Room {
-    Some,
+    /// For so many bytes.
+    Some(usize),
     PeerGone,
     Stalled(Duration),
 }
 
 /// Waits for the peer to take something.
-struct Waits {
-    patience: Option<Duration>,
+struct Waits<'p> {
+    patience: &'p Patience,
     since: Option<Instant>,
     /// Made at the first wait, and not set again for each: most are short.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Waits {
+impl Waits<'_> {
     fn room(&mut self, stream: &mut SendStream<Bytes>, context: &mut Context<'_>) -> Poll<Room> {
         loop {
-            if stream.capacity() > 0 {
+            let room = stream.capacity();
+            if room > 0 {
                 self.since = None;
-                return Poll::Ready(Room::Some);
+                return Poll::Ready(Room::Some(room));
             }
             match stream.poll_capacity(context) {
                 Poll::Ready(Some(Ok(_))) => {}
@@ -122,7 +148,10 @@ impl Waits {
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Duration> {
-        let Some(patience) = self.patience else { return Poll::Pending };
+        let Some(patience) = self.patience.limit.get() else {
+            self.patience.waiting.set(Some(context.waker().clone()));
+            return Poll::Pending;
+        };
         let until = *self.since.get_or_insert_with(Instant::now) + patience;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
         while timer.as_mut().poll(context).is_ready() {

@@ -139,7 +139,8 @@ impl Stream {
     /// A server that has said all it has to say may reset the stream because it does not want the rest of what it is sent (RFC 9113,
     /// section 8.1): that is no failure of what it has said.
     fn ended_by(&self, side: Side, error: &h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
-        let is_whole = self.left.is_none_or(|left| left == 0);
+        // Without a length only the end of the stream tells, and after that h2 speaks of no reset.
+        let is_whole = self.left == Some(0);
         let is_end = side == Side::Upstream && is_whole && error.reason() == Some(h2::Reason::NO_ERROR);
         (!is_end).then(|| Err(BodyError::from_h2(side, error)))
     }

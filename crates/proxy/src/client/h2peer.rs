@@ -161,6 +161,8 @@ impl Drop for Shared {
         for task in &self.tasks {
             task.abort();
         }
+        // A connection ends once nobody can ask anything on it.
+        self.inner.slots.iter().for_each(Slot::abandon);
         // Streams in flight may end by themselves; hooks end now.
         self.inner.closing.set(true);
         self.inner.changed.notify_waiters();
@@ -280,8 +282,9 @@ impl H2Peer {
                 }
                 return Err((SendFault::Full, "every connection has its most streams".to_owned()));
             }
-            let coming = |phase| matches!(phase, Phase::Idle | Phase::Connecting);
-            if !inner.slots.iter().any(|slot| coming(slot.phase())) {
+            let coming =
+                |slot: &Slot| matches!(slot.phase(), Phase::Idle | Phase::Connecting) || slot.is_lost();
+            if !inner.slots.iter().any(coming) {
                 let retired = inner.slots.iter().any(Slot::is_retired);
                 let fault = if retired { SendFault::Refused } else { SendFault::Connect };
                 let why = if retired { "the peer is shutting down" } else { "no connection" };

@@ -4,11 +4,12 @@
 use super::error::{SendError, SendFault};
 use super::head::{SendTimeouts, within};
 use crate::body::{Body, ByteCount, Side, Stream};
-use crate::headers::ready_for_http2;
+use crate::headers::{PROTOCOL, ready_for_http2};
 use crate::interim::{INTERIM_MAX, Interim};
 use crate::keep_alive::KeepAlive;
 use crate::metrics::ProxyMetrics;
-use crate::send_body::{BodyEnd, send_body};
+use crate::send_body::{BodyEnd, Patience, send_body};
+use crate::server::STREAM_SILENCE_MAX;
 use crate::turns::{TurnEnd, Turned, turned};
 use crate::workers::spawn_task;
 use bytes::Bytes;
@@ -49,6 +50,9 @@ pub(crate) struct LineConfig {
     /// How often a silent connection is asked whether it lives, and how long it may take to say so.
     pub(crate) keep_alive: Option<Duration>,
 }
+
+/// How long a peer that has answered may take nothing of the rest of what it is sent.
+const UPLOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a request gets whose connection has ended before it took it.
 const CLOSING: &str = "the connection is closing";
@@ -169,6 +173,8 @@ impl Line {
             return Err(SendError::unsent(SendFault::Refused, CLOSING, request));
         }
         let (mut head, body) = request.into_parts();
+        let is_bytes = head.headers.contains_key(PROTOCOL);
+        let patience = if is_bytes { STREAM_SILENCE_MAX } else { UPLOAD_PATIENCE };
         complete(&mut head, &body);
         let ends = body.is_end_stream();
         let sent = requests.send_request(Request::from_parts(head, ()), ends);
@@ -181,7 +187,11 @@ impl Line {
             if failed { SendError::of_body(&error) } else { SendError::of_stream(&error) }
         })?;
         let (head, received) = response.into_parts();
-        let body = received_body(received, &head.headers, upload, body_idle);
+        let let_go = {
+            let streams = Rc::clone(&self.streams);
+            move |upload: Upload| upload.let_go(patience, &streams)
+        };
+        let body = received_body(received, &head.headers, upload.map(|upload| (upload, let_go)), body_idle);
         Ok(Response::from_parts(head, body))
     }
 }
@@ -260,18 +270,18 @@ async fn answer(response: &mut ResponseFuture, interim: &Interim) -> Result<Resp
 fn received_body(
     received: RecvStream,
     fields: &http::HeaderMap,
-    upload: Option<Upload>,
+    upload: Option<(Upload, impl FnOnce(Upload) + 'static)>,
     idle_timeout: Option<Duration>,
 ) -> Body {
     let mut stream = Stream::new(received, fields);
     if stream.is_end_stream() {
-        if let Some(upload) = upload {
-            upload.let_go();
+        if let Some((upload, let_go)) = upload {
+            let_go(upload);
         }
         return Body::empty();
     }
-    if let Some(upload) = upload {
-        stream.at_end(|| upload.let_go());
+    if let Some((upload, let_go)) = upload {
+        stream.at_end(|| let_go(upload));
     }
     Body::of_stream(stream, Side::Upstream, idle_timeout)
 }
@@ -281,20 +291,38 @@ struct Upload {
     /// Sends what was not here at once; none once it may go on by itself.
     task: Option<AbortHandle>,
     failed: Rc<Cell<bool>>,
+    goes_on: Rc<GoesOn>,
+}
+
+/// What bounds an upload whose response has come to its end.
+#[derive(Default)]
+struct GoesOn {
+    patience: Patience,
+    counted: Cell<Option<Counted>>,
+    ended: Cell<bool>,
+}
+
+impl GoesOn {
+    fn end(&self) {
+        self.ended.set(true);
+        drop(self.counted.take());
+    }
 }
 
 impl Upload {
     /// Sends what is here at once; only the rest needs a task of its own.
     async fn begin(mut stream: SendStream<Bytes>, mut body: Body) -> Self {
         let failed = Rc::<Cell<bool>>::default();
-        let noted = Rc::clone(&failed);
+        let goes_on = Rc::<GoesOn>::default();
+        let (noted, going) = (Rc::clone(&failed), Rc::clone(&goes_on));
         let mut sending = Box::pin(async move {
-            let end = send_body(&mut stream, &mut body, None).await;
+            let end = send_body(&mut stream, &mut body, &going.patience).await;
             noted.set(end == BodyEnd::Failed);
+            going.end();
         });
         let begun = poll_fn(|context| Poll::Ready(sending.as_mut().poll(context))).await;
         let task = begun.is_pending().then(|| tokio::task::spawn_local(sending).abort_handle());
-        Self { task, failed }
+        Self { task, failed, goes_on }
     }
 
     /// Whether it was the body that failed.
@@ -302,8 +330,13 @@ impl Upload {
         self.failed.get()
     }
 
-    fn let_go(mut self) {
+    /// It goes on by itself: still a stream of the connection, and no longer than the peer takes something of it.
+    fn let_go(mut self, patience: Duration, streams: &Rc<Cell<usize>>) {
         self.task = None;
+        if !self.goes_on.ended.get() {
+            self.goes_on.counted.set(Some(Counted::new(streams)));
+            self.goes_on.patience.set(patience);
+        }
     }
 }
 

@@ -52,6 +52,18 @@ impl Slot {
         self.open.borrow().as_ref().is_some_and(|line| line.is_retired())
     }
 
+    /// Its connection has ended, and nobody has taken note of that yet.
+    pub(crate) fn is_lost(&self) -> bool {
+        let open = self.open.borrow();
+        self.phase() == Phase::Open
+            && open.as_ref().is_some_and(|line| line.is_closed() && !line.is_retired())
+    }
+
+    /// Lets the connection go.
+    pub(crate) fn abandon(&self) {
+        *self.open.borrow_mut() = None;
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.open.borrow().as_ref().map_or(0, |line| line.streams())
     }

@@ -8,7 +8,7 @@ use crate::exchange::Handler;
 use crate::headers::ready_for_http2;
 use crate::interim::{Back, Interim};
 use crate::keep_alive::KeepAlive;
-use crate::send_body::{BodyEnd, send_body};
+use crate::send_body::{BodyEnd, Patience, send_body};
 use crate::server::TakeWithin;
 use crate::turns::{TurnEnd, Turned, turned};
 use crate::workers::spawn_task;
@@ -53,7 +53,7 @@ where
     let keep_alive =
         connection.ping_pong().map(|ping| KeepAlive::new(ping, limits.keep_alive, limits.keep_alive / 2));
     let streams = Rc::new(Streams { answering, takes: Takes::default() });
-    let mut driver = Driver { connection, turn, keep_alive, streams: Rc::clone(&streams) };
+    let mut driver = Driver { connection, turn, keep_alive, streams: Rc::clone(&streams), closes: false };
     let driven = async {
         tokio::select! {
             // What has arrived already is served, also when the drain began before we first looked.
@@ -102,6 +102,8 @@ struct Driver<I, H> {
     turn: TurnEnd<I>,
     keep_alive: Option<KeepAlive>,
     streams: Rc<Streams<H>>,
+    /// It was idle for too long.
+    closes: bool,
 }
 
 impl<I, H> Driver<I, H>
@@ -123,6 +125,11 @@ where
             debug!("a peer does not answer pings");
             self.keep_alive = None;
             self.connection.abrupt_shutdown(h2::Reason::NO_ERROR);
+        }
+        // Pings are answered, and so looked at, more often than that.
+        if !self.closes && self.streams.are_idle() {
+            self.closes = true;
+            self.connection.graceful_shutdown();
         }
         loop {
             match std::task::ready!(self.connection.poll_accept(context)) {
@@ -169,6 +176,15 @@ impl<'a> Live<'a> {
 impl Drop for Live<'_> {
     fn drop(&mut self) {
         self.0.live.set(self.0.live.get().saturating_sub(1));
+    }
+}
+
+impl<H> Streams<H> {
+    /// Whether there has been no stream for too long.
+    fn are_idle(&self) -> bool {
+        let Takes { live, used, .. } = &self.takes;
+        live.get() == 0
+            && self.answering.limits.idle_timeout.is_some_and(|longest| used.get().elapsed() > longest)
     }
 }
 
@@ -259,7 +275,7 @@ impl<H: Handler> Streams<H> {
         if ends {
             return Some(BodyEnd::Whole);
         }
-        let end = send_body(&mut stream, &mut body, Some(patience)).await;
+        let end = send_body(&mut stream, &mut body, &Patience::new(Some(patience))).await;
         if matches!(end, BodyEnd::PeerGone | BodyEnd::Stalled(_)) {
             body.abandon(Side::Client);
         }

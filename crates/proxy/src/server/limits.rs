@@ -19,6 +19,8 @@ pub struct ServerLimits {
     pub hop: Hop,
     /// Errors go to another hop (`atoll-reason`), not to a client (a page).
     pub internal: bool,
+    /// How long an HTTP/2 connection may be without a stream. HTTP/1.1 has `head_timeout` for that.
+    pub idle_timeout: Option<Duration>,
     /// HTTP/2 streams at once.
     pub streams_max: u32,
     /// Unread bytes of one request.
@@ -64,6 +66,7 @@ impl ServerLimits {
             head_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
             take_timeout: Duration::from_secs(60),
+            idle_timeout: Some(Duration::from_secs(180)),
             pending_resets_max: 20,
             local_resets_max: 256,
             keep_alive: Duration::from_secs(20),
@@ -83,10 +86,12 @@ impl ServerLimits {
             connection_window: 1000 * 512 * 1024,
             frame_max: 64 * 1024,
             // Behind those of the hop before: it knows its clients, and ends the stream here too.
+            idle_timeout: None,
             take_timeout: Duration::from_secs(90),
             body_idle_timeout: STREAM_SILENCE_MAX + Duration::from_secs(60),
             head_bytes_max: 64 * 1024,
-            pending_resets_max: 1000,
+            // Resets of all clients of the hop before come by the same few connections.
+            pending_resets_max: 10_000,
             local_resets_max: 1 << 20,
             keep_alive: Duration::from_secs(5),
             ..Self::public()

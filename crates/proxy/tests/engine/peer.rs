@@ -5,7 +5,7 @@ use atoll_identity::{ClientAuth, Identity, PeerPolicy};
 use atoll_model::Role;
 use atoll_proxy::client::{H2Peer, H2PeerConfig, MeshConnector, SendFault, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
-use atoll_proxy::{Body, Interim, ProxyMetrics, Replay};
+use atoll_proxy::{Body, BodyError, Interim, ProxyMetrics, Replay};
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt as _;
@@ -113,6 +113,10 @@ async fn read_headers(tls: &mut TlsStream<TcpStream>) {
     let mut preface = [0; 24];
     tls.read_exact(&mut preface).await.unwrap();
     tls.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+    read_frames_to_headers(tls).await;
+}
+
+async fn read_frames_to_headers(tls: &mut TlsStream<TcpStream>) {
     loop {
         let mut head = [0; 9];
         tls.read_exact(&mut head).await.unwrap();
@@ -192,6 +196,82 @@ fn a_refused_stream_can_be_sent_again_from_its_replay() {
             .await
             .unwrap();
         assert_eq!(read_all(response.into_body()).await.unwrap(), "content");
+    });
+}
+
+#[test]
+fn a_body_that_ends_in_a_reset_is_not_whole_whatever_the_reset_says() {
+    run(async {
+        let ca = Ca::new();
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let address = raw_server(&gateway, |mut tls| async move {
+            read_headers(&mut tls).await;
+            // 200 without a length, a piece, and NO_ERROR.
+            let answer =
+                [frame(1, 4, 1, &[0x88]), frame(0, 0, 1, b"torso"), frame(3, 0, 1, &[0; 4])].concat();
+            tls.write_all(&answer).await.unwrap();
+            tls.flush().await.unwrap();
+            let _rest = tls.read_to_end(&mut Vec::new()).await;
+        })
+        .await;
+        let peer = edge_peer(&ca, address);
+        let response = peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap();
+        let error = read_all(response.into_body()).await.unwrap_err();
+        assert_eq!(error.reset_code(), BodyError::CANCEL, "nor does the next hop hear that all is well");
+    });
+}
+
+#[test]
+fn who_asks_again_at_once_gets_the_next_connection() {
+    run(async {
+        let ca = Ca::new();
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let address = raw_server(&gateway, move |mut tls| async move {
+            read_headers(&mut tls).await;
+            tls.write_all(&frame(1, 5, 1, &[0x88])).await.unwrap();
+            tls.flush().await.unwrap();
+            // Ends under the second request of this connection.
+            read_frames_to_headers(&mut tls).await;
+        })
+        .await;
+        let peer = edge_peer(&ca, address);
+        // As requests are: a task among those that drive connections.
+        let asking = tokio::task::spawn_local(async move {
+            let ask = async || peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await;
+            assert_eq!(ask().await.unwrap().status(), 200);
+            // Else that it ends would be a failure, after which there is a pause.
+            tokio::time::sleep(Duration::from_millis(2_100)).await;
+            assert!(ask().await.unwrap_err().sent);
+            assert_eq!(ask().await.unwrap().status(), 200);
+        });
+        asking.await.unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_is_dropped_closes_its_connections() {
+    run(async {
+        let ca = Ca::new();
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let closed = Rc::<Cell<bool>>::default();
+        let seen = Rc::clone(&closed);
+        let address = raw_server(&gateway, move |mut tls| {
+            let seen = Rc::clone(&seen);
+            async move {
+                read_headers(&mut tls).await;
+                tls.write_all(&frame(1, 5, 1, &[0x88])).await.unwrap();
+                tls.flush().await.unwrap();
+                let _rest = tls.read_to_end(&mut Vec::new()).await;
+                seen.set(true);
+            }
+        })
+        .await;
+        let peer = edge_peer(&ca, address);
+        let response = peer.send(get("/"), SendTimeouts::default(), &Interim::default()).await.unwrap();
+        drop(response);
+        assert!(!closed.get());
+        drop(peer);
+        until("the connection is closed", || closed.get()).await;
     });
 }
 

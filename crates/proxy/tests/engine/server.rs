@@ -312,6 +312,86 @@ fn a_connection_of_which_nothing_is_read_is_let_go() {
     });
 }
 
+/// A client by h2 itself, with such a window for each stream.
+async fn h2_client(
+    handler: Rc<impl Handler>,
+    limits: ServerLimits,
+    window: u32,
+) -> (h2::client::SendRequest<bytes::Bytes>, JoinHandle<ConnectionEnd>, atoll_process::DrainTrigger) {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (trigger, drain) = channel();
+    let address = "127.0.0.1:1".parse().unwrap();
+    let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
+    let end = tokio::task::spawn_local(async move {
+        let metrics = ProxyMetrics::unregistered();
+        serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
+    });
+    let (client, connection) =
+        h2::client::Builder::new().initial_window_size(window).handshake(near).await.unwrap();
+    tokio::task::spawn_local(async move { drop(connection.await) });
+    (client, end, trigger)
+}
+
+#[test]
+fn the_last_piece_is_waited_for_no_longer_than_another() {
+    run(async {
+        let held = Rc::new(());
+        let handler = {
+            let held = Rc::downgrade(&held);
+            handler(move |_| {
+                let guard = held.upgrade();
+                async move { Response::new(Body::full(vec![7; 16 << 10]).holding(guard)) }
+            })
+        };
+        let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
+        // Room for one byte of the only piece.
+        let (mut client, _end, _trigger) = h2_client(handler, limits, 1).await;
+        let (response, _) =
+            client.send_request(http::Request::get("https://a/").body(()).unwrap(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), [7][..]);
+        assert_eq!(Rc::strong_count(&held), 2, "it waits for the rest");
+        until("it is given up", || Rc::strong_count(&held) == 1).await;
+        let error = body.data().await.unwrap().unwrap_err();
+        assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+    });
+}
+
+#[test]
+fn a_reader_who_takes_little_at_a_time_gets_all() {
+    run(async {
+        let handler = handler(move |_| async move { Response::new(Body::full(vec![7; 3_000])) });
+        let limits = ServerLimits { take_timeout: Duration::from_secs(10), ..ServerLimits::public() };
+        let (mut client, _end, _trigger) = h2_client(handler, limits, 100).await;
+        let (response, _) =
+            client.send_request(http::Request::get("https://a/").body(()).unwrap(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let mut all = 0;
+        while let Some(piece) = body.data().await {
+            let piece = piece.unwrap();
+            assert!(piece.len() <= 100);
+            all += piece.len();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+        }
+        assert!(all == 3_000 && body.is_end_stream());
+    });
+}
+
+#[test]
+fn a_connection_without_a_stream_is_closed_in_time() {
+    run(async {
+        let handler = handler(move |_| async move { Response::new(Body::empty()) });
+        let short = Duration::from_millis(50);
+        let limits = ServerLimits { idle_timeout: Some(short), keep_alive: short, ..ServerLimits::public() };
+        let (mut client, end, _trigger) = h2_client(handler, limits, 100).await;
+        let (response, _) =
+            client.send_request(http::Request::get("https://a/").body(()).unwrap(), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+        // Who of the two ends it last is a matter of moments.
+        let _end = tokio::time::timeout(Duration::from_secs(10), end).await.unwrap().unwrap();
+    });
+}
+
 /// One body after the other.
 struct Chain(std::collections::VecDeque<Body>);
 
