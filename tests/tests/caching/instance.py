@@ -1,10 +1,10 @@
 """Answers each request with how often its path was asked for; the query, or a field X-Want of the same form, says how.
 
-cc, cdn, ours: Cache-Control, CDN-Cache-Control, Atoll-CDN-Cache-Control; tag, key: Cache-Tag, Surrogate-Key; vary, etag, expires, date,
-age, location, type: that field; status: another one than 200; wait: seconds; echo: the request's line and fields in the body; same: a body
-without the count; hints: 103 before it; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; breaks: half of
-what was promised, then the connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON, GET /forget
-forgets them.
+cc, cdn, ours: Cache-Control, CDN-Cache-Control, Atoll-CDN-Cache-Control; tag, key, xtags: Cache-Tag, Surrogate-Key, X-Tags; vary, etag, expires, date,
+age, location, cloc, type: that field; status: another one than 200; wait: seconds; echo: the request's line and fields in the body; same: a body
+without the count; hints: 103 before it; size: so many bytes of text; cookie: sets one; lm: Last-Modified; fail: 503 from the second time on; drip: so many
+lines, one each 0.2 s; close: no length, the connection's end is the body's; chunks: no length, in chunks; breaks: half of what was promised, then the
+connection ends; die: the same, and the whole process with it. GET /counts gives all counts as JSON, GET /forget forgets them.
 """
 import collections
 import http.server
@@ -17,10 +17,11 @@ import urllib.parse
 
 seen = collections.Counter()
 lock = threading.Lock()
+CHANGED = "Sun, 06 Nov 1994 08:49:37 GMT"
 FIELDS = {
     "cc": "Cache-Control", "cdn": "CDN-Cache-Control", "ours": "Atoll-CDN-Cache-Control", "tag": "Cache-Tag",
     "key": "Surrogate-Key", "vary": "Vary", "etag": "ETag", "expires": "Expires", "date": "Date", "age": "Age",
-    "location": "Location",
+    "location": "Location", "cloc": "Content-Location", "xtags": "X-Tags",
 }
 
 
@@ -51,6 +52,8 @@ class Instance(http.server.BaseHTTPRequestHandler):
             return self.answer(503, b"failing\n", {})
         if "etag" in want and self.headers.get("if-none-match") == want["etag"]:
             return self.answer(304, None, want)
+        if "lm" in want and self.headers.get("if-modified-since") == CHANGED:
+            return self.answer(304, None, want)
         body = "" if "same" in want else f"{count}\n"
         if "echo" in want:
             body += f"{self.requestline}\n"
@@ -75,14 +78,25 @@ class Instance(http.server.BaseHTTPRequestHandler):
         if "cookie" in want:
             self.send_header("Set-Cookie", "a=b")
         if "lm" in want:
-            self.send_header("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")
+            self.send_header("Last-Modified", CHANGED)
         breaks = "breaks" in want or "die" in want
         if body is not None:
             self.send_header("Content-Type", want.get("type", "text/plain"))
-            self.send_header("Content-Length", str(len(body) * (2 if breaks else 1)))
+            if "chunks" in want:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = f"{len(body):x}\r\n".encode() + body + b"\r\n" + (b"" if breaks else b"0\r\n\r\n")
+            elif "close" in want:
+                self.send_header("Connection", "close")
+                self.close_connection = True
+            else:
+                lines = int(want.get("drip", 0))
+                self.send_header("Content-Length", str(len(body) * (2 if breaks else 1) + lines * len("line\n")))
         self.end_headers()
         if body is not None and self.command != "HEAD":
             self.wfile.write(body)
+            for _ in range(int(want.get("drip", 0))):
+                time.sleep(0.2)
+                self.wfile.write(b"line\n")
         if breaks:
             self.wfile.flush()
             self.close_connection = True
