@@ -24,7 +24,6 @@ fn edges_answer_from_memory_and_forget_when_told() {
     each_edge_says_what_it_would_do(&platform);
     many_at_a_time_cost_one(&platform);
     standard::hold(&platform);
-    what_is_for_one_client_stays_with_it(&platform);
     what_comes_before_a_response_is_passed_on_and_not_kept(&platform);
     let first = &platform.edges()[0];
     attacks::hold(&Rig::new(&platform, first, first));
@@ -93,19 +92,6 @@ fn many_at_a_time_cost_one(platform: &Platform) {
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     assert!(counts.iter().all(|count| *count == 1), "{counts:?}");
-}
-
-fn what_is_for_one_client_stays_with_it(platform: &Platform) {
-    for (path, fields) in [
-        ("/private?cc=private%2Cmax-age%3D60", vec![]),
-        ("/no-store?cc=no-store", vec![]),
-        ("/cookie?cookie=1&lm=1", vec![]),
-        ("/secret?cc=max-age%3D60", vec!["-H", "Authorization: Bearer x"]),
-        ("/silent", vec![]),
-    ] {
-        assert_eq!(count(&get(platform, path, &fields)), 1, "{path}");
-        assert_eq!(count(&get(platform, path, &fields)), 2, "{path}");
-    }
 }
 
 fn what_comes_before_a_response_is_passed_on_and_not_kept(platform: &Platform) {

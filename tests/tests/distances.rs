@@ -38,7 +38,7 @@ fn is_answered_from(platform: &Platform, edge: &Edge, region: &str) {
 }
 
 fn unhealthy_instances_move_requests_to_the_next_nearest(platform: &Platform, fra: &Edge) {
-    let told = platform.curl(fra, "shop", "/control/unhealthy?for=6s").method("POST").run();
+    let told = platform.curl(fra, "shop", "/control/unhealthy?for=12s").method("POST").run();
     assert_eq!(told.status, 200, "{told:?}");
     is_answered_from(platform, fra, "was");
     let asked = Instant::now();

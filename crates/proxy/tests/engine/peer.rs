@@ -332,10 +332,17 @@ fn a_drain_loses_no_request() {
     run(async {
         let ca = Ca::new();
         let gateway = ca.node("fra1-gateway", Role::Gateway);
-        let handler = handler(|_| async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            Response::new(Body::full("done"))
-        });
+        let gate = Rc::new(tokio::sync::Semaphore::new(0));
+        let handler = {
+            let gate = Rc::clone(&gate);
+            handler(move |_| {
+                let gate = Rc::clone(&gate);
+                async move {
+                    gate.acquire().await.unwrap().forget();
+                    Response::new(Body::full("done"))
+                }
+            })
+        };
         let server = mesh_server(&gateway, ServerLimits::tunnel(), handler).await;
         let peer = edge_peer(&ca, server.address);
         assert!(peer.ready(Duration::from_secs(5)).await);
@@ -349,6 +356,7 @@ fn a_drain_loses_no_request() {
             .collect();
         until("they are under way", || server.metrics.in_flight.get() == 20).await;
         server.trigger.start();
+        gate.add_permits(20);
         for request in requests {
             let response = request.await.unwrap().unwrap();
             assert_eq!(read_all(response.into_body()).await.unwrap(), "done");
