@@ -111,10 +111,10 @@ impl Platform {
         self.data().join("nodes").join(format!("{node}.toml"))
     }
 
-    /// Changes a value of a node's configuration file, as TOML; it holds from the node's next start.
+    /// Sets a value of a node's configuration file, as TOML; it holds from the node's next start.
     ///
     /// # Panics
-    /// When the file does not have the key.
+    /// When the file does not have the section.
     pub fn set(&self, node: &str, section: &str, key: &str, value: &str) {
         let path = self.config_of(node);
         let text = fs::read_to_string(&path).unwrap();
@@ -129,7 +129,11 @@ impl Platform {
                 changed.push_str(&format!("{line}\n"));
             }
         }
-        assert!(found, "no {section}.{key} in {}", path.display());
+        if !found {
+            let header = format!("[{section}]\n");
+            assert!(changed.contains(&header), "no {section} in {}", path.display());
+            changed = changed.replacen(&header, &format!("{header}{key} = {value}\n"), 1);
+        }
         fs::write(&path, changed).unwrap();
     }
 

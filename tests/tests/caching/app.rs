@@ -42,6 +42,7 @@ pub fn get(platform: &Platform, path: &str, arguments: &[&str]) -> CurlAnswer {
 }
 
 /// How many requests for its path the instance had seen when it made this answer.
+#[allow(dead_code, reason = "not every test that shares this file counts")]
 #[track_caller]
 pub fn count(answer: &CurlAnswer) -> u64 {
     assert!(answer.status == 200, "{answer:?}");

@@ -32,6 +32,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Instance(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: the second is not to wait until the first is acknowledged.
+    disable_nagle_algorithm = True
 
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
