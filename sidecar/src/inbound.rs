@@ -315,15 +315,11 @@ impl Handler for Inbound {
     }
 }
 
-/// Whether nothing but the end of the connection says where the body of an HTTP/1 response ends (RFC 9112, section 6.3).
+/// Whether nothing but the end of the connection says where the body of an HTTP/1 response ends (RFC 9112, section 6.3). Transfer codings
+/// know their own end.
 fn ends_by_closing(response: &Response<Body>) -> bool {
-    let fields = response.headers();
     let has_body = !matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let codings = fields.get_all(TRANSFER_ENCODING).iter().next_back();
-    let is_chunked = codings.and_then(|codings| codings.to_str().ok()).is_some_and(|codings| {
-        codings.rsplit(',').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("chunked"))
-    });
-    has_body && !is_chunked && !fields.contains_key(CONTENT_LENGTH)
+    has_body && ![CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name))
 }
 
 fn backend(serving: &Serving, requests_max: usize, metrics: &ProxyMetrics) -> Option<Backend> {
