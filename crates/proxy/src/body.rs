@@ -151,6 +151,13 @@ impl Body {
         Self::of(Inner::Incoming(Received::new(source, side, idle_timeout)))
     }
 
+    /// Called while there is no room for more of it: what has arrived in small pieces takes little memory then.
+    pub(crate) fn gather(&mut self, context: &mut Context<'_>) {
+        if let Inner::Incoming(received) = &mut self.inner {
+            received.gather(context);
+        }
+    }
+
     pub(crate) fn replay(body: ReplayBody) -> Self {
         Self::of(Inner::Replay(body))
     }

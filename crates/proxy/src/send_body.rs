@@ -71,13 +71,19 @@ pub(crate) async fn send_body(
                 },
             },
         };
-        let last = body.is_end_stream();
-        if data.is_empty() && last {
+        if data.is_empty() && body.is_end_stream() {
             return whole(stream.send_data(data, true));
         }
         while !data.is_empty() {
             stream.reserve_capacity(data.len());
-            let part = match poll_fn(|cx| waits.room(stream, cx)).await {
+            let room = poll_fn(|cx| {
+                let room = waits.room(stream, cx);
+                if room.is_pending() {
+                    body.gather(cx);
+                }
+                room
+            });
+            let part = match room.await {
                 Room::Some(room) => data.split_to(room.min(data.len())),
                 Room::PeerGone => return BodyEnd::PeerGone,
                 Room::Stalled(patience) => {
@@ -85,12 +91,13 @@ pub(crate) async fn send_body(
                     return BodyEnd::Stalled(patience);
                 }
             };
-            if stream.send_data(part, last && data.is_empty()).is_err() {
+            let ends = data.is_empty() && body.is_end_stream();
+            if stream.send_data(part, ends).is_err() {
                 return BodyEnd::PeerGone;
             }
-        }
-        if last {
-            return BodyEnd::Whole;
+            if ends {
+                return BodyEnd::Whole;
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! Bodies that connections receive.
 
 use super::{BodyError, BodyFault, Side};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use http::header::{CONTENT_LENGTH, HeaderMap};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -44,7 +45,7 @@ impl Source {
     pub(super) fn is_end_stream(&self) -> bool {
         match self {
             Self::H1(body) => body.is_end_stream(),
-            Self::H2(stream) => stream.received.is_end_stream(),
+            Self::H2(stream) => stream.is_end_stream(),
         }
     }
 
@@ -56,9 +57,15 @@ impl Source {
     }
 }
 
+/// A frame shorter than this is put together with others while they wait, bytes: h2 keeps some 250 bytes beside each, and ends a connection
+/// with too many of them.
+const SMALL_BYTES: usize = 1024;
+
 /// What is received on an HTTP/2 stream.
 pub(crate) struct Stream {
     received: RecvStream,
+    /// What has arrived while whoever takes it had no room.
+    gathered: Gathered,
     /// What is to come, where the head has said it.
     left: Option<u64>,
     /// There is no more data, at most trailers.
@@ -73,12 +80,32 @@ impl Stream {
     /// `fields` are those of its head.
     pub(crate) fn new(received: RecvStream, fields: &HeaderMap) -> Self {
         let length = fields.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { received, left: length, data_ended: false, before_waiting: None, at_end: None }
+        let gathered = Gathered::default();
+        Self { received, gathered, left: length, data_ended: false, before_waiting: None, at_end: None }
     }
 
-    /// Nothing follows the head.
+    /// Nothing follows the head, or what was taken so far.
     pub(crate) fn is_end_stream(&self) -> bool {
-        self.received.is_end_stream()
+        self.gathered.is_empty() && self.received.is_end_stream()
+    }
+
+    /// Takes what has arrived out of the connection's hands, but does not let the peer send more for it.
+    fn gather(&mut self, context: &mut Context<'_>) {
+        while !self.data_ended && self.gathered.failed.is_none() {
+            match self.received.poll_data(context) {
+                Poll::Ready(Some(Ok(data))) => self.gathered.push(data),
+                Poll::Ready(Some(Err(error))) => self.gathered.failed = Some(error),
+                Poll::Ready(None) => self.data_ended = true,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn hand_on(&mut self, data: Bytes) -> Frame<Bytes> {
+        // Whoever takes it keeps it no longer than it takes to hand it on.
+        let _gone = self.received.flow_control().release_capacity(data.len());
+        self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+        Frame::data(data)
     }
 
     /// Calls `then` before the first wait for what the peer has yet to send.
@@ -105,7 +132,7 @@ impl Stream {
                 false
             }
             Poll::Ready(None) => true,
-            Poll::Ready(Some(_)) => self.received.is_end_stream(),
+            Poll::Ready(Some(_)) => self.is_end_stream(),
         };
         if over && let Some(then) = self.at_end.take() {
             then();
@@ -118,14 +145,15 @@ impl Stream {
         side: Side,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(data) = self.gathered.pop() {
+            return Poll::Ready(Some(Ok(self.hand_on(data))));
+        }
+        if let Some(error) = self.gathered.failed.take() {
+            return Poll::Ready(self.ended_by(side, &error));
+        }
         if !self.data_ended {
             match ready!(self.received.poll_data(context)) {
-                Some(Ok(data)) => {
-                    // Whoever takes it keeps it no longer than it takes to hand it on.
-                    let _gone = self.received.flow_control().release_capacity(data.len());
-                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
+                Some(Ok(data)) => return Poll::Ready(Some(Ok(self.hand_on(data)))),
                 Some(Err(error)) => return Poll::Ready(self.ended_by(side, &error)),
                 None => self.data_ended = true,
             }
@@ -146,7 +174,46 @@ impl Stream {
     }
 }
 
+/// Data that waits; no more than the stream's window.
+#[derive(Default)]
+struct Gathered {
+    pieces: VecDeque<Bytes>,
+    /// Behind those.
+    small: BytesMut,
+    /// What came last.
+    failed: Option<h2::Error>,
+}
+
+impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.pieces.is_empty() && self.small.is_empty() && self.failed.is_none()
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if data.len() < SMALL_BYTES {
+            return self.small.extend_from_slice(&data);
+        }
+        if !self.small.is_empty() {
+            self.pieces.push_back(self.small.split().freeze());
+        }
+        self.pieces.push_back(data);
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let small = |small: &mut BytesMut| (!small.is_empty()).then(|| small.split().freeze());
+        self.pieces.pop_front().or_else(|| small(&mut self.small))
+    }
+}
+
 impl Received {
+    /// Takes what has arrived together, while there is no room for it.
+    pub(super) fn gather(&mut self, context: &mut Context<'_>) {
+        // Of HTTP/1.1 nothing more is read than is taken.
+        if let Source::H2(stream) = &mut self.source {
+            stream.gather(context);
+        }
+    }
+
     pub(super) fn new(source: Source, side: Side, idle_timeout: Option<Duration>) -> Self {
         Self { source, side, idle_timeout, timer: None, armed: false }
     }

@@ -4,7 +4,7 @@ use super::support::*;
 use atoll_model::Role;
 use atoll_proxy::client::{H1Config, H1Pool, H2Peer, H2PeerConfig, MeshConnector, SendTimeouts};
 use atoll_proxy::server::ServerLimits;
-use atoll_proxy::{Body, Interim, ProxyMetrics};
+use atoll_proxy::{Body, BodyError, Interim, ProxyMetrics};
 use http_body_util::BodyExt as _;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -92,6 +92,81 @@ fn readers_that_stall_hold_up_nobody_else() {
             let read = tokio::time::timeout(Duration::from_secs(5), read_all(response.into_body())).await;
             assert_eq!(read.expect("the small one waits for the large ones").unwrap(), "small");
         }
+    });
+}
+
+/// A body of single bytes.
+struct Bits(usize);
+
+impl http_body::Body for Bits {
+    type Data = bytes::Bytes;
+    type Error = BodyError;
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+        self.0 = self.0.saturating_sub(1);
+        let frame = http_body::Frame::data(bytes::Bytes::from_static(b"."));
+        std::task::Poll::Ready((self.0 > 0).then_some(Ok(frame)))
+    }
+}
+
+/// h2 ends a connection on which too many small frames wait.
+#[test]
+fn tiny_pieces_that_nobody_reads_do_not_end_what_others_use() {
+    run_within(Duration::from_secs(120), async {
+        let ca = Ca::new();
+        let tiny = handler(|exchange| async move {
+            http::Response::new(match exchange.request.uri().path() {
+                "/tiny" => Body::boxed(Bits(140_000)),
+                _ => Body::full("small"),
+            })
+        });
+        let gateway = ca.node("fra1-gateway", Role::Gateway);
+        let server = mesh_server(&gateway, ServerLimits::tunnel(), tiny).await;
+        let connector = MeshConnector::new(&ca.node("fra1-edge", Role::Edge), policy(Role::Gateway));
+        let peer = H2Peer::open(H2PeerConfig::near(server.address), connector, ProxyMetrics::unregistered());
+        let proxy = {
+            let peer = peer.clone();
+            handler(move |exchange| {
+                let peer = peer.clone();
+                async move {
+                    let sent =
+                        peer.send(exchange.request, SendTimeouts::default(), &Interim::default()).await;
+                    sent.unwrap_or_else(|error| {
+                        http::Response::builder().status(502).body(Body::full(error.to_string())).unwrap()
+                    })
+                }
+            })
+        };
+        let (mut client, _end, _trigger) = super::server::h2_client(proxy, ServerLimits::public(), 1).await;
+        let ask = |client: &mut h2::client::SendRequest<bytes::Bytes>, path: &str| {
+            let request = http::Request::get(format!("https://shop.example{path}")).body(()).unwrap();
+            client.send_request(request, true).unwrap().0
+        };
+        let mut unread = Vec::new();
+        for _ in 0..2 {
+            unread.push(ask(&mut client, "/tiny").await.unwrap());
+        }
+        // Until all that fits has come: then what comes next comes behind it.
+        for _ in 0..3 {
+            let response = ask(&mut client, "/").await.unwrap();
+            assert_eq!(response.status(), 200, "the connection is used by others too");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!((peer.connected(), server.metrics.in_flight.get()), (1, 2));
+        // And what is read at last is whole.
+        let mut body = unread.remove(0).into_body();
+        let mut got = 0;
+        while let Some(piece) = body.data().await {
+            let length = piece.unwrap().len();
+            got += length;
+            body.flow_control().release_capacity(length).unwrap();
+            if got == 100 {
+                break;
+            }
+        }
+        assert_eq!(got, 100);
     });
 }
 

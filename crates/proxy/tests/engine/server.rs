@@ -313,7 +313,7 @@ fn a_connection_of_which_nothing_is_read_is_let_go() {
 }
 
 /// A client by h2 itself, with such a window for each stream.
-async fn h2_client(
+pub async fn h2_client(
     handler: Rc<impl Handler>,
     limits: ServerLimits,
     window: u32,

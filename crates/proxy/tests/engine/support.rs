@@ -18,9 +18,13 @@ use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
 pub fn run<F: Future<Output = ()>>(test: F) {
+    run_within(Duration::from_secs(30), test);
+}
+
+pub fn run_within<F: Future<Output = ()>>(longest: Duration, test: F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, async {
-        tokio::time::timeout(Duration::from_secs(30), test).await.expect("the test takes too long");
+        tokio::time::timeout(longest, test).await.expect("the test takes too long");
     });
 }
 
