@@ -274,9 +274,13 @@ fn may_stand_in(cache: &Cache, stored: &Object, wish: &Wish, asks: &RequestDirec
         return false;
     }
     let freshness = &stored.head.freshness;
-    // Purged softly it is stale, however long it would have been fresh.
-    let may_be_stale = freshness.if_error_s > 0 || stored.fate(&cache.purges.load()) == Fate::Kept;
-    may_be_stale && freshness.usable_on_error(now_ms)
+    let is_allowed = match stored.fate(&cache.purges.load()) {
+        Fate::Gone => false,
+        // It is stale, however long it would have been fresh.
+        Fate::Stale => freshness.if_error_s > 0,
+        Fate::Kept => true,
+    };
+    is_allowed && freshness.usable_on_error(now_ms)
 }
 
 /// Resolves when nobody would get the answer.

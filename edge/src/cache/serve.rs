@@ -19,7 +19,10 @@ use atoll_process::clock::unix_ms;
 use atoll_proxy::answer::InternalAnswer;
 use atoll_proxy::workers::spawn_task;
 use atoll_proxy::{Body, ProxyMetrics};
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, IF_MATCH, IF_UNMODIFIED_SINCE, RANGE};
+use http::header::{
+    AUTHORIZATION, HeaderMap, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE,
+    RANGE,
+};
 use http::{Method, Response};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -192,7 +195,9 @@ impl<O: Origin> Serving<'_, O> {
         if has(IF_MATCH) || has(IF_UNMODIFIED_SINCE) {
             return Some("condition");
         }
-        let passed = (matches!(known, Known::NotStored) && has(RANGE))
+        // Who asks for a part, or whether there is anything new, is to get no more than that of what is likely not to be stored.
+        let asks_for_less = [RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE].into_iter().any(has);
+        let passed = (matches!(known, Known::NotStored) && asks_for_less)
             || (has(AUTHORIZATION) && self.cache.index.passes(&key.with_authorization(), now_ms));
         passed.then_some("pass")
     }

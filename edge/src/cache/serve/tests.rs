@@ -759,6 +759,39 @@ async fn what_is_fresh_but_not_wanted_does_not_stand_in() {
 }
 
 #[tokio::test]
+async fn what_was_purged_meanwhile_does_not_stand_in() {
+    local(async {
+        let lasting = "cache-control: max-age=1, stale-if-error=60\nage: 5\netag: \"a\"";
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, lasting, "old")]));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        let stand = stand.gated();
+        stand.0.scripts.borrow_mut().push_back(Script::Answer(503, "x: y", "sorry"));
+        let asking = {
+            let (cache, stand) = (Arc::clone(&cache), stand.clone());
+            tokio::task::spawn_local(async move { ask(&cache, &stand, get(&[])).await })
+        };
+        settle().await;
+        cache.purge("o/a", &mark(1), |_, _| None);
+        stand.0.gate.notify_one();
+        assert_eq!(asking.await.unwrap().unwrap().0, 503);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn conditions_reach_the_origin_of_what_is_not_stored() {
+    local(async {
+        let private = "cache-control: private\netag: \"a\"";
+        let scripts = [Script::Answer(200, private, "mine"), Script::Answer(304, private, "")];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        assert_eq!(ask(&cache, &stand, get(&[("if-none-match", "\"a\"")])).await.unwrap().0, 304);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_ends_where_the_connection_does_is_not_stored() {
     local(async {
         let (cache, stand) =
