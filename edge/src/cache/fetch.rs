@@ -380,8 +380,11 @@ async fn receive(lead: &Lead, head: &Head, mut body: Body, behind_an_answer: boo
             let next = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx));
             match tokio::time::timeout(SILENCE_MAX, next).await {
                 Ok(frame) => break frame,
-                // Who comes now is not to wait for it.
-                Err(_) => lead.leave(),
+                // Who comes now is not to wait for it; and what they get is newer.
+                Err(_) => {
+                    lead.leave();
+                    fill.outdate();
+                }
             }
             if fill.is_unread() {
                 fill.break_off();

@@ -262,11 +262,11 @@ impl<O: Origin> Serving<'_, O> {
         let collapsed = own.is_none();
         let own = own.unwrap_or_default();
         // What others wait for was asked for before a purge that names it, which this request came after.
-        let purged = |entry| collapsed && self.cache.purges.load().fate(entry) != Fate::Kept;
+        let fate = |entry| if collapsed { self.cache.purges.load().fate(entry) } else { Fate::Kept };
         let status = CacheStatus { collapsed, ..CacheStatus::forwarded(why) };
         match fill.head().await {
             Progress::Here(stored, variant) => {
-                if purged(stored.for_purges()) {
+                if fate(stored.for_purges()) != Fate::Kept {
                     return Round::Direct(why, Some("purged"));
                 }
                 if vary::variant(&stored.vary, &head.headers).as_deref() != Some(&*variant) {
@@ -287,7 +287,11 @@ impl<O: Origin> Serving<'_, O> {
                 };
                 Round::Answered(Answered { response, who: own.who, status })
             }
-            Progress::Validated(object) | Progress::StandsIn(object) if purged(object.head.for_purges()) => {
+            Progress::Validated(object) if fate(object.head.for_purges()) != Fate::Kept => {
+                Round::Direct(why, Some("purged"))
+            }
+            // One that was purged softly may.
+            Progress::StandsIn(object) if fate(object.head.for_purges()) == Fate::Gone => {
                 Round::Direct(why, Some("purged"))
             }
             Progress::Validated(object) => {
