@@ -32,8 +32,10 @@ use http::header::HeaderName;
 use http::{Method, Request};
 use http_body::Body as _;
 use index::Index;
-use purge::Purges;
+use object::Object;
+use purge::{Fate, Purges};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 /// A request whose method can be overridden by a field may change things, whatever its own one is.
@@ -62,6 +64,8 @@ const ALONE_MAX: usize = 64;
 pub(crate) struct Cache {
     pub(crate) index: Arc<Index>,
     pub(crate) purges: ArcSwap<Purges>,
+    /// This edge was away and has not heard yet what was purged meanwhile: what it has is validated before it is used.
+    pub(crate) behind: Arc<AtomicBool>,
     pub(crate) counts: Counts,
     /// What was changed by way of this edge, and other edges may have as it was.
     pub(crate) changed: Changed,
@@ -73,15 +77,22 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// At most so many bytes in all, and no body larger than `object_max`.
-    pub(crate) fn new(bytes_max: u64, object_max: u64) -> Arc<Self> {
+    pub(crate) fn new(bytes_max: u64, object_max: u64, behind: Arc<AtomicBool>) -> Arc<Self> {
         Arc::new(Self {
             index: Arc::new(Index::new(bytes_max, object_max)),
             purges: ArcSwap::default(),
+            behind,
             counts: Counts::default(),
             changed: Changed::default(),
             alone: Semaphore::new(ALONE_MAX),
             compressing: Arc::new(Semaphore::new(compressing::AT_ONCE)),
         })
+    }
+
+    /// What purges make of a stored response, those included that this edge may have missed.
+    pub(crate) fn fate(&self, object: &Object) -> Fate {
+        let known = object.fate(&self.purges.load());
+        if self.behind.load(Ordering::Acquire) { known.max(Fate::Stale) } else { known }
     }
 
     /// Applies what is new in an app's purges. One task calls it.

@@ -199,8 +199,9 @@ fn bind(config: Config, parts: Handles) -> Result<Bound, BindError> {
         drain: parts.drain,
         apply_errors: ArcSwap::default(),
         admissions: Admissions::new(config.requests_max),
-        cache: (config.cache_bytes_max > 0)
-            .then(|| Cache::new(config.cache_bytes_max, config.cache_object_bytes_max)),
+        cache: (config.cache_bytes_max > 0).then(|| {
+            Cache::new(config.cache_bytes_max, config.cache_object_bytes_max, parts.gossip.behind())
+        }),
         cache_metrics: CacheMetrics::register(&parts.metrics),
         tells_cache_keys: config.cache_status_key,
     });

@@ -3,6 +3,7 @@
 use crate::core::News;
 use crate::membership::{Change, Member, Membership, Pace};
 use crate::scope::Scope;
+use crate::standing::Standing;
 use crate::transport::{Event, Opening, Transport};
 use atoll_model::{Kind, NodeName};
 use atoll_process::drain::Drain;
@@ -67,6 +68,7 @@ pub(crate) struct Driver {
     seeds: Vec<SocketAddr>,
     interval: Duration,
     members: watch::Sender<Arc<Members>>,
+    standing: Arc<Standing>,
     tasks: Tasks,
     started: Instant,
     healed: Instant,
@@ -92,6 +94,7 @@ impl Driver {
         plan: Plan,
         tasks: Tasks,
         members: watch::Sender<Arc<Members>>,
+        standing: Arc<Standing>,
     ) -> Self {
         let scopes = transport.core.scopes.clone();
         let memberships = scopes
@@ -106,6 +109,7 @@ impl Driver {
             seeds: plan.seeds,
             interval: plan.interval,
             members,
+            standing,
             tasks,
             started,
             healed: started,
@@ -143,6 +147,7 @@ impl Driver {
                     self.spread();
                 }
             }
+            self.standing.note_turn();
             self.settle();
         }
         let now = self.now();
@@ -174,6 +179,7 @@ impl Driver {
 
     fn handle_event(&mut self, event: Event) {
         let now = self.now();
+        self.standing.note_heard();
         match event {
             Event::Packet { peer, scope, bytes } => {
                 let Some(index) = self.position(&scope) else { return };
@@ -304,11 +310,20 @@ impl Driver {
         // All busy: the next interval comes soon.
         let Ok(permit) = Arc::clone(&self.busy).try_acquire_owned() else { return };
         let transport = Arc::clone(&self.transport);
+        let standing = scopes.contains(&Scope::Global).then(|| Arc::clone(&self.standing));
         self.tasks.spawn("gossip exchange", async move {
             let Ok(link) = transport.dial(address, name.as_ref()).await else { return };
             for _ in 0..ROUNDS_MAX {
-                if !transport.exchange(&link, &scopes, opening).await.unwrap_or(false) {
-                    break;
+                let began = std::time::Instant::now();
+                match transport.exchange(&link, &scopes, opening).await {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        if let Some(standing) = standing {
+                            standing.note_level(began);
+                        }
+                        break;
+                    }
+                    Err(_) => break,
                 }
                 opening = Opening::Watermarks;
             }

@@ -9,6 +9,7 @@ use crate::membership::{Member, Pace};
 use crate::persist::{Disk, LOST_SKIP, Writer};
 use crate::records::Limits;
 use crate::scope::{Entry, Scope};
+use crate::standing::Standing;
 use crate::stats::Stats;
 use crate::transport::{self, Transport};
 use atoll_identity::{Identity, RecordIdentity, SpiffeKind};
@@ -20,6 +21,7 @@ use atoll_process::tasks::Tasks;
 use atoll_wire::Message;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -119,6 +121,7 @@ struct Shared {
     core: Arc<Core>,
     address: SocketAddr,
     members: watch::Receiver<Arc<Members>>,
+    standing: Arc<Standing>,
     transport: Arc<Transport>,
     stop: Arc<Notify>,
     driven: Mutex<Option<oneshot::Receiver<()>>>,
@@ -183,7 +186,9 @@ impl Gossip {
         );
         let (members_in, members) = watch::channel(Arc::new(Members::default()));
         let plan = Plan { own: member, seeds: config.seeds, interval: config.interval, pace: config.pace };
-        let driver = Driver::new(Arc::clone(&transport), plan, tasks.clone(), members_in);
+        let standing = Arc::new(Standing::new());
+        let driver =
+            Driver::new(Arc::clone(&transport), plan, tasks.clone(), members_in, Arc::clone(&standing));
         let stop = Arc::new(Notify::new());
         tasks.spawn_vital("gossip accept", Arc::clone(&transport).accept());
         let (over, driven) = oneshot::channel();
@@ -199,6 +204,7 @@ impl Gossip {
             core,
             address,
             members,
+            standing,
             transport,
             stop,
             driven: Mutex::new(Some(driven)),
@@ -266,6 +272,13 @@ impl Gossip {
     #[must_use]
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.0.members.clone()
+    }
+
+    /// Whether this node was away (cut off, or standing still), is back, and has not been told yet what happened meanwhile. While it is cut off
+    /// it is not behind: nobody could tell it. Kept up to date for as long as gossip runs.
+    #[must_use]
+    pub fn behind(&self) -> Arc<AtomicBool> {
+        self.0.standing.behind()
     }
 
     /// How far this node has the desired state of the scope: the store's (epoch, revision), all of which up

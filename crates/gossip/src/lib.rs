@@ -21,6 +21,7 @@ mod persist;
 mod records;
 mod scope;
 mod signers;
+mod standing;
 mod stats;
 mod transport;
 

@@ -69,7 +69,7 @@ pub(crate) async fn respond<O: Origin>(
 
 /// What may be done with what is stored; nothing where it was purged.
 pub(crate) fn usable(cache: &Cache, object: &Object, asks: &RequestDirectives, now_ms: u64) -> Option<Use> {
-    match object.fate(&cache.purges.load()) {
+    match cache.fate(object) {
         Fate::Gone => None,
         Fate::Stale => Some(Use::Validate),
         Fate::Kept => Some(object.head.freshness.usable(now_ms, asks)),
@@ -79,7 +79,7 @@ pub(crate) fn usable(cache: &Cache, object: &Object, asks: &RequestDirectives, n
 /// Why what is stored is not used as it is.
 pub(crate) fn why_validate(cache: &Cache, object: &Object, now_ms: u64) -> Forwarded {
     let freshness = &object.head.freshness;
-    let purged = object.fate(&cache.purges.load()) != Fate::Kept;
+    let purged = cache.fate(object) != Fate::Kept;
     let stale = purged || freshness.always_validate || freshness.ttl_s(now_ms) <= 0;
     if stale { Forwarded::Stale } else { Forwarded::Request }
 }
@@ -88,7 +88,7 @@ pub(crate) fn why_validate(cache: &Cache, object: &Object, now_ms: u64) -> Forwa
 /// purge says otherwise. Nothing is lost where there is none: [`respond`] looks again.
 pub(crate) fn quick(cache: &Arc<Cache>, key: &Key, asking: Asking<'_>) -> Option<Answered> {
     let object = cache.index.find_plain(key)?;
-    if object.fate(&cache.purges.load()) != Fate::Kept {
+    if cache.fate(&object) != Fate::Kept {
         return None;
     }
     let usable = object.head.freshness.usable(asking.now_ms, &RequestDirectives::of(asking.headers));

@@ -32,7 +32,7 @@ fn of_shop() -> Resource {
 
 /// A cache with one response.
 fn with(freshness: Freshness, vary: &[&'static str], stored_for: &HeaderMap) -> Arc<Cache> {
-    let cache = Cache::new(1 << 20, 1 << 16);
+    let cache = Cache::new(1 << 20, 1 << 16, Arc::default());
     let mut headers = HeaderMap::new();
     headers.insert("etag", HeaderValue::from_static("\"one\""));
     let head = Head {

@@ -155,7 +155,7 @@ async fn ask(cache: &Arc<Cache>, stand: &Stand, wish: Wish) -> Saw {
 }
 
 fn cache() -> Arc<Cache> {
-    Cache::new(1 << 20, 1 << 16)
+    Cache::new(1 << 20, 1 << 16, Arc::default())
 }
 
 async fn local<F: Future>(test: F) -> F::Output {
@@ -754,6 +754,30 @@ async fn what_is_fresh_but_not_wanted_does_not_stand_in() {
         settle().await;
         assert_eq!(ask(&cache, &stand, of_edge(&[("cache-control", "no-cache")])).await.unwrap().0, 503);
         assert!(ask(&cache, &stand, of_edge(&[])).await.unwrap().1.contains("hit"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_edge_that_was_away_validates_until_it_has_been_told_all() {
+    local(async {
+        let scripts =
+            [Script::Answer(200, FRESH, "old"), Script::Answer(304, FRESH, ""), Script::Answer(503, "", "")];
+        let (cache, stand) = (cache(), Stand::with(scripts));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        cache.behind.store(true, std::sync::atomic::Ordering::Release);
+        let validated = ask(&cache, &stand, get(&[])).await.unwrap();
+        assert!(validated.2 == "old" && validated.1.contains("fwd=stale; fwd-status=304"), "{validated:?}");
+        settle().await;
+        assert_eq!(
+            ask(&cache, &stand, get(&[])).await.unwrap().2,
+            "old",
+            "where the instance fails it serves"
+        );
+        cache.behind.store(false, std::sync::atomic::Ordering::Release);
+        settle().await;
+        assert!(ask(&cache, &stand, get(&[])).await.unwrap().1.contains("hit"));
     })
     .await;
 }
