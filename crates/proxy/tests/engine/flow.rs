@@ -95,8 +95,8 @@ fn readers_that_stall_hold_up_nobody_else() {
     });
 }
 
-/// A body of single bytes.
-struct Bits(usize);
+/// A body of single bytes, and how many were taken of all such.
+struct Bits(usize, Rc<Cell<usize>>);
 
 impl http_body::Body for Bits {
     type Data = bytes::Bytes;
@@ -106,6 +106,7 @@ impl http_body::Body for Bits {
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
         self.0 = self.0.saturating_sub(1);
+        self.1.set(self.1.get() + 1);
         let frame = http_body::Frame::data(bytes::Bytes::from_static(b"."));
         std::task::Poll::Ready((self.0 > 0).then_some(Ok(frame)))
     }
@@ -116,11 +117,16 @@ impl http_body::Body for Bits {
 fn tiny_pieces_that_nobody_reads_do_not_end_what_others_use() {
     run_within(Duration::from_secs(120), async {
         let ca = Ca::new();
-        let tiny = handler(|exchange| async move {
-            http::Response::new(match exchange.request.uri().path() {
-                "/tiny" => Body::boxed(Bits(140_000)),
-                _ => Body::full("small"),
-            })
+        let taken = Rc::<Cell<usize>>::default();
+        let counted = Rc::clone(&taken);
+        let tiny = handler(move |exchange| {
+            let counted = Rc::clone(&counted);
+            async move {
+                http::Response::new(match exchange.request.uri().path() {
+                    "/tiny" => Body::boxed(Bits(140_000, counted)),
+                    _ => Body::full("small"),
+                })
+            }
         });
         let gateway = ca.node("fra1-gateway", Role::Gateway);
         let server = mesh_server(&gateway, ServerLimits::tunnel(), tiny).await;
@@ -148,12 +154,13 @@ fn tiny_pieces_that_nobody_reads_do_not_end_what_others_use() {
         for _ in 0..2 {
             unread.push(ask(&mut client, "/tiny").await.unwrap());
         }
-        // Until all that fits has come: then what comes next comes behind it.
-        for _ in 0..3 {
-            let response = ask(&mut client, "/").await.unwrap();
-            assert_eq!(response.status(), 200, "the connection is used by others too");
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        // All that fits into both windows has left; what is asked for now comes behind it.
+        let fits = 2 * H2PeerConfig::near(server.address).stream_window as usize;
+        while taken.get() < fits {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        let response = ask(&mut client, "/").await.unwrap();
+        assert_eq!(response.status(), 200, "the connection is used by others too");
         assert_eq!((peer.connected(), server.metrics.in_flight.get()), (1, 2));
         // And what is read at last is whole.
         let mut body = unread.remove(0).into_body();

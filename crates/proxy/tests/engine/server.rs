@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinHandle;
 
 fn serve<H: Handler>(
+    version: HttpVersion,
     limits: ServerLimits,
     handler: Rc<H>,
 ) -> (DuplexStream, atoll_process::DrainTrigger, JoinHandle<ConnectionEnd>) {
@@ -24,7 +25,7 @@ fn serve<H: Handler>(
     let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
     let end = tokio::task::spawn_local(async move {
         let metrics = ProxyMetrics::unregistered();
-        serve_connection(far, HttpVersion::H1, info, &limits, handler, &metrics, drain).await
+        serve_connection(far, version, info, &limits, handler, &metrics, drain).await
     });
     (near, trigger, end)
 }
@@ -40,7 +41,7 @@ async fn exchange(input: &[u8]) -> (String, usize) {
             Response::new(Body::full(content))
         }
     });
-    let (mut client, _trigger, _end) = serve(ServerLimits::public(), handler);
+    let (mut client, _trigger, _end) = serve(HttpVersion::H1, ServerLimits::public(), handler);
     client.write_all(input).await.unwrap();
     let mut output = Vec::new();
     let _silent = tokio::time::timeout(Duration::from_millis(300), client.read_to_end(&mut output)).await;
@@ -125,7 +126,7 @@ fn a_panic_is_one_answer() {
             assert!(exchange.request.uri().path() != "/bad", "on purpose");
             Response::new(Body::full("fine"))
         });
-        let (mut client, _trigger, _end) = serve(ServerLimits::public(), handler);
+        let (mut client, _trigger, _end) = serve(HttpVersion::H1, ServerLimits::public(), handler);
         let requests =
             "GET /bad HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         client.write_all(requests.as_bytes()).await.unwrap();
@@ -151,7 +152,7 @@ fn a_drain_finishes_what_is_in_flight() {
                 Response::new(Body::full("late"))
             }
         });
-        let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
+        let (mut client, trigger, end) = serve(HttpVersion::H1, ServerLimits::public(), handler);
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         until("the request is under way", || called.get()).await;
         trigger.start();
@@ -173,7 +174,7 @@ fn a_forced_drain_cuts() {
             noted.set(true);
             std::future::pending()
         });
-        let (mut client, trigger, end) = serve(ServerLimits::public(), handler);
+        let (mut client, trigger, end) = serve(HttpVersion::H1, ServerLimits::public(), handler);
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         until("the request is under way", || called.get()).await;
         trigger.start();
@@ -201,7 +202,7 @@ fn silence_ends_a_head_and_a_body() {
             ("GET / HTTP/1.1\r\nHost:", ""),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", "nothing of the body"),
         ] {
-            let (mut client, _trigger, _end) = serve(limits.clone(), Rc::clone(&handler));
+            let (mut client, _trigger, _end) = serve(HttpVersion::H1, limits.clone(), Rc::clone(&handler));
             client.write_all(input.as_bytes()).await.unwrap();
             let mut output = String::new();
             client.read_to_string(&mut output).await.unwrap();
@@ -221,7 +222,7 @@ fn a_client_that_never_reads_is_let_go() {
                 let guard = Rc::clone(&guard);
                 async move { Response::new(Body::full(vec![7; content]).holding(guard)) }
             });
-            let (mut client, _trigger, end) = serve(limits.clone(), handler);
+            let (mut client, _trigger, end) = serve(HttpVersion::H1, limits.clone(), handler);
             client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
             let end = tokio::time::timeout(Duration::from_secs(5), end).await.unwrap().unwrap();
             assert!(matches!(end, ConnectionEnd::Stalled | ConnectionEnd::Failed), "{end:?}");
@@ -258,14 +259,7 @@ async fn http2_of(
     handler: Rc<impl Handler>,
 ) -> (Client, JoinHandle<ConnectionEnd>, atoll_process::DrainTrigger) {
     let limits = ServerLimits { take_timeout: Duration::from_millis(200), ..ServerLimits::public() };
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    let (trigger, drain) = channel();
-    let address = "127.0.0.1:1".parse().unwrap();
-    let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
-    let end = tokio::task::spawn_local(async move {
-        let metrics = ProxyMetrics::unregistered();
-        serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
-    });
+    let (near, trigger, end) = serve(HttpVersion::H2, limits, handler);
     let io = hyper_util::rt::TokioIo::new(near);
     let (client, connection) = hyper::client::conn::http2::handshake(LocalExecutor, io).await.unwrap();
     tokio::task::spawn_local(connection);
@@ -318,14 +312,7 @@ pub async fn h2_client(
     limits: ServerLimits,
     window: u32,
 ) -> (h2::client::SendRequest<bytes::Bytes>, JoinHandle<ConnectionEnd>, atoll_process::DrainTrigger) {
-    let (near, far) = tokio::io::duplex(64 * 1024);
-    let (trigger, drain) = channel();
-    let address = "127.0.0.1:1".parse().unwrap();
-    let info = Arc::new(ConnectionInfo { peer: address, local: address, tls: None, identity: None });
-    let end = tokio::task::spawn_local(async move {
-        let metrics = ProxyMetrics::unregistered();
-        serve_connection(far, HttpVersion::H2, info, &limits, handler, &metrics, drain).await
-    });
+    let (near, trigger, end) = serve(HttpVersion::H2, limits, handler);
     let (client, connection) =
         h2::client::Builder::new().initial_window_size(window).handshake(near).await.unwrap();
     tokio::task::spawn_local(async move { drop(connection.await) });
