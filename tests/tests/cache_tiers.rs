@@ -20,6 +20,9 @@ tier = \"regional\"
 [[host.cache]]
 match = { path = \"/alone/**\" }
 tier = \"none\"
+[[host.cache]]
+match = { path = \"/named/**\" }
+tags = \"Surrogate-Key\"
 ";
 
 #[test]
@@ -34,6 +37,7 @@ fn instances_see_one_fetch_whichever_edge_is_asked() {
     a_shield_stands_before_the_region(&platform);
     many_at_all_edges_cost_one(&platform);
     a_purge_holds_on_every_way(&platform);
+    tags_of_a_named_field_reach_the_other_edge(&platform);
     variants_and_conditions_pass_between_edges(&platform);
     what_is_for_one_client_goes_no_detour(&platform);
     no_stranger_is_let_in(&platform);
@@ -136,6 +140,19 @@ fn a_purge_holds_on_every_way(platform: &Platform) {
         }
         assert_eq!(asked(platform, "/shield/0"), round);
     }
+}
+
+/// Whichever edge keeps it for the other, both know it by its tags.
+fn tags_of_a_named_field_reach_the_other_edge(platform: &Platform) {
+    let fra = of_site(platform, "fra1");
+    let all = || -> Vec<u64> {
+        let paths = (0..6).map(|n| format!("/named/{n}?cc=max-age%3D600&key=named+other"));
+        paths.flat_map(|path| [0, 1].map(|edge| count(&at(platform, &fra[edge], &path, &[])))).collect()
+    };
+    assert_eq!((all(), all()), (vec![1; 12], vec![1; 12]));
+    let purge = ["cache", "purge", "--app", "counts", "--tag", "named"];
+    let _purged = platform.atoll().run(&purge).expect_code(0);
+    assert_eq!(all(), [2; 12]);
 }
 
 fn variants_and_conditions_pass_between_edges(platform: &Platform) {

@@ -152,9 +152,15 @@ fn judged(
         Verdict::NotModified => {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
-            for name in &IN_NOT_MODIFIED {
-                for value in head.headers.get_all(name) {
-                    response.headers_mut().append(name, value.clone());
+            if asking.is_edge {
+                // It brings what it keeps up to date by this: also by what was not in its own copy.
+                *response.headers_mut() = head.headers.clone();
+                response.headers_mut().remove(CONTENT_LENGTH);
+            } else {
+                for name in &IN_NOT_MODIFIED {
+                    for value in head.headers.get_all(name) {
+                        response.headers_mut().append(name, value.clone());
+                    }
                 }
             }
             let fields = response.headers_mut();

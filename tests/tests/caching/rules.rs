@@ -26,6 +26,21 @@ key = { query = ["v", "cc", "echo"], sort_query = true }
 tags = { field = "X-Tags", show = true }
 
 [[host.cache]]
+match = { path = "/r/ignore/**" }
+ttl = "1h"
+key = { ignore_query = ["utm_*"] }
+
+[[host.cache]]
+match = { path = "/r/none/**" }
+ttl = "1h"
+key = { query = "none" }
+
+[[host.cache]]
+match = { path = "/r/origin/**" }
+ttl = "origin"
+browser_ttl = "5s"
+
+[[host.cache]]
 match = { path = "/r/bypass/**" }
 bypass = 'request.cookies["session"] != "" || request.headers["x-debug"] == "1"'
 
@@ -41,6 +56,7 @@ pub fn hold(platform: &Platform) {
     what_is_off_passes(platform);
     a_rule_is_for_the_path_that_the_instance_sees(platform);
     the_key_has_what_it_names_and_the_instance_sees_no_more(platform);
+    keys_without_some_parameters_or_any(platform);
     who_has_a_session_is_kept_out(platform);
     a_failing_instance_is_stood_in_for(platform);
     targeted_fields_reach_the_edge(platform);
@@ -158,6 +174,18 @@ fn the_key_has_what_it_names_and_the_instance_sees_no_more(platform: &Platform) 
     let url = "https://counts.localhost/r/key/a?utm=7&v=5&cc=max-age%3D60&echo=1";
     let _purged = platform.atoll().run(&["cache", "purge", "--app", "counts", "--url", url]).expect_code(0);
     assert!(count(&of("v=5&cc=max-age%3D60&echo=1", &[])) > before);
+}
+
+fn keys_without_some_parameters_or_any(platform: &Platform) {
+    let of = |path: &str| get(platform, path, &[]);
+    let ignored =
+        ["a=1&utm_x=1", "utm_y=2&a=1", "a=2"].map(|query| count(&of(&format!("/r/ignore/a?{query}"))));
+    assert_eq!(ignored, [1, 1, 2]);
+    assert_eq!(["x=1", "y=2"].map(|query| count(&of(&format!("/r/none/a?{query}")))), [1, 1]);
+    for (path, then) in [("/r/origin/a?cc=max-age%3D60", 1), ("/r/origin/b", 2)] {
+        assert_eq!((count(&of(path)), count(&of(path))), (1, then), "{path}: as the answer says");
+    }
+    assert_eq!(of("/r/origin/a?cc=max-age%3D60").header("cache-control"), Some("max-age=5"));
 }
 
 fn who_has_a_session_is_kept_out(platform: &Platform) {

@@ -412,6 +412,25 @@ async fn a_failure_is_tried_once_more_for_the_others() {
 }
 
 #[tokio::test]
+async fn another_edge_gets_all_fields_with_a_304() {
+    local(async {
+        let said = "cache-control: max-age=60\netag: \"a\"\nlocation: /new";
+        let (cache, stand) = (cache(), Stand::with([Script::Answer(200, said, "hello")]));
+        ask(&cache, &stand, get(&[])).await.unwrap();
+        settle().await;
+        for is_edge in [false, true] {
+            let wish = Wish { is_edge, ..get(&[("if-none-match", "\"a\"")]) };
+            let response =
+                respond(&cache, &stand, wish, &ProxyMetrics::unregistered()).await.unwrap().response;
+            assert_eq!(response.status(), 304);
+            assert_eq!(response.headers().contains_key("location"), is_edge, "clients have it");
+            assert!(!response.headers().contains_key("content-length"));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn variants_do_not_mix() {
     local(async {
         let of = |text| Script::Answer(200, "cache-control: max-age=60\nvary: x", text);
